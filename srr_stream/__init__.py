@@ -1,0 +1,1 @@
+"""srr-stream: anomaly detection on contaminated, unlabelled streams by self-supervise, refine, repeat."""

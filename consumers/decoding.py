@@ -1,0 +1,236 @@
+"""Bytes to columns: many records at once, each bad one with its reason, its neighbours untouched.
+
+A column is converted at once. Where it holds a surprise, its values are looked at one by one first, and what does not
+belong is taken out with its record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from consumers.records import BadRecord, Batch, Decoded, Field, FieldKind, RawRecord, RecordSchema
+
+REASONS = ("empty", "too_large", "not_json", "not_an_object", "missing_field", "wrong_type", "not_finite")
+"""Why a record is bad: a closed set, fit for a metric label."""
+
+_MS_FROM = 1e11
+"""Numbers from here on are milliseconds since the epoch: in seconds they would lie beyond the year 5000."""
+_YEAR_1, _YEAR_10000 = -62135596800, 253402300800
+"""Seconds since the epoch: what a date can express."""
+
+
+class Decoder(Protocol):
+    """Reads records of one schema."""
+
+    def decode(self, raw: Sequence[RawRecord]) -> Decoded:
+        """Return the good rows in columns, in their order, and the bad ones with their reasons."""
+
+
+class _Bad(Exception):
+    """A value that its field does not allow."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+
+
+class JsonDecoder:
+    """Read records that are one JSON object each.
+
+    Keys that the schema does not declare are ignored. Nothing is converted by guess: text in a numeric field is bad,
+    and so is a boolean.
+
+    Parameters
+    ----------
+    max_record_size
+        Bytes; a larger record is bad.
+
+    Examples
+    --------
+    >>> from consumers.records import StoredRecord
+    >>> decoder = JsonDecoder(RecordSchema((Field("x"),)))
+    >>> decoded = decoder.decode([StoredRecord("t", 0, i, 0, None, v) for i, v in enumerate([b'{"x": 1}', b"{"])])
+    >>> decoded.batch.columns["x"].tolist(), [bad.reason for bad in decoded.bad]
+    ([1.0], ['not_json'])
+    """
+
+    def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20) -> None:
+        self._schema = schema
+        self._max_record_size = max_record_size
+
+    def decode(self, raw: Sequence[RawRecord]) -> Decoded:
+        """Return the good rows in columns, in their order, and the bad ones with their reasons."""
+        objects: list[dict[str, Any]] = []
+        rows: list[int] = []
+        bad: dict[int, _Bad] = {}
+        for row, record in enumerate(raw):
+            try:
+                objects.append(self._parse(record.value))
+                rows.append(row)
+            except _Bad as why:
+                bad[row] = why
+        columns, odd = {}, _Odd()
+        for field in self._schema.fields:
+            columns[field.name], odd_here = _CONVERT[field.kind](_pick(objects, field.path), field)
+            odd = odd_here | odd  # the first field that is wrong names the reason
+        bad |= {rows[i]: why for i, why in odd.items()}
+        if odd:
+            is_good = np.ones(len(objects), dtype=np.bool_)
+            is_good[list(odd)] = False
+            columns = {name: column[is_good] for name, column in columns.items()}
+        kept = [record for row, record in enumerate(raw) if row not in bad] if bad else raw
+        batch = Batch(self._schema, columns, kept, self._times(columns, kept))
+        return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
+
+    def _parse(self, value: bytes | None) -> dict[str, Any]:
+        if not value:
+            raise _Bad("empty", "the record has no value; a JSON object is expected")
+        if len(value) > self._max_record_size:
+            raise _Bad("too_large", f"the record has {len(value)} bytes; allowed: {self._max_record_size}")
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise _why_not_json(value, error) from error
+        if not isinstance(parsed, dict):
+            raise _Bad("not_an_object", f"the record is a JSON {_json_kind(parsed)}; an object is expected")
+        return parsed
+
+    def _times(self, columns: dict[str, NDArray[Any]], raw: Sequence[RawRecord]) -> NDArray[np.int64]:
+        """Return the record's own time; the log's where it has none."""
+        times = np.array([record.timestamp for record in raw], dtype=np.int64)
+        if self._schema.time_field is not None:
+            own = columns[self._schema.time_field]
+            has_own = np.isfinite(own)
+            times[has_own] = np.round(own[has_own] * 1000).astype(np.int64)
+        return times
+
+
+_Odd = dict[int, _Bad]
+_MISSING = object()
+
+
+def _pick(objects: Sequence[dict[str, Any]], path: tuple[str, ...]) -> list[Any]:
+    """Return the value at `path` of every object; `None` where it is null or absent."""
+    first, *rest = path
+    values = [parsed.get(first) for parsed in objects]
+    for key in rest:
+        values = [value.get(key) if type(value) is dict else (None if value is None else _MISSING) for value in values]
+    return values
+
+
+def _sift(values: list[Any], field: Field, allowed: set[type], expected: str) -> tuple[list[Any], _Odd]:
+    """Replace what is of no allowed type by `None`, and say what is wrong with it."""
+    kinds = set(map(type, values))
+    if kinds <= allowed or (not field.is_required and kinds <= {*allowed, type(None)}):
+        return values, {}
+    odd: _Odd = {}
+    for row, value in enumerate(values):
+        if value is None and field.is_required:
+            where = f"field {field.name} (path {'.'.join(field.path)})"
+            odd[row] = _Bad("missing_field", f"{where} is missing; it is required")
+        elif value is not None and type(value) not in allowed:
+            odd[row] = _wrong(field, value, expected)
+    return [None if row in odd else value for row, value in enumerate(values)], odd
+
+
+def _wrong(field: Field, value: Any, expected: str) -> _Bad:
+    return _Bad("wrong_type", f"field {field.name} is {_shown(value)}; expected: {expected}")
+
+
+def _numeric(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
+    sifted, odd = _sift(values, field, {int, float}, "a number")
+    return np.array(sifted, dtype=np.float64), odd
+
+
+def _boolean(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
+    expected = "true, false, 0 or 1"
+    sifted, odd = _sift(values, field, {bool, int, float}, expected)
+    if not set(sifted) <= {0, 1, None}:
+        for row, value in enumerate(sifted):
+            if value not in (0, 1, None):
+                odd[row] = _wrong(field, value, expected)
+    return np.array(sifted, dtype=np.float64), odd
+
+
+def _timestamp(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
+    expected = "ISO 8601 text, or seconds or ms since the epoch, between the years 1 and 9999"
+    sifted, odd = _sift(values, field, {str, int, float}, expected)
+    column = np.full(len(sifted), np.nan)
+    for row, value in enumerate(sifted):
+        if value is not None:
+            try:
+                column[row] = _seconds(value)
+            except (ValueError, OverflowError):
+                odd[row] = _wrong(field, value, expected)
+    return column, odd
+
+
+def _seconds(value: str | float) -> float:
+    """Return seconds since the epoch; a text without a time zone is UTC."""
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    seconds = value / 1000 if abs(value) >= _MS_FROM else float(value)
+    if not _YEAR_1 <= seconds < _YEAR_10000:
+        raise ValueError(seconds)
+    return seconds
+
+
+def _categorical(values: list[Any], field: Field) -> tuple[NDArray[np.object_], _Odd]:
+    sifted, odd = _sift(values, field, {str, bool, int, float}, "text, number or boolean")
+    if not set(map(type, sifted)) <= {str, type(None)}:
+        sifted = [v if v is None or type(v) is str else orjson.dumps(v).decode() for v in sifted]
+    column = np.empty(len(sifted), dtype=object)
+    column[:] = sifted
+    return column, odd
+
+
+def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> _Bad:
+    """Tell numbers that JSON does not have, but Python's json and others write, from what is no JSON at all."""
+    found: list[str] = []
+
+    def note(text: str) -> None:
+        if not math.isfinite(float(text)):
+            found.append(text[:20])
+
+    try:
+        json.loads(value.decode(), parse_constant=note, parse_float=note, parse_int=note)
+    except (ValueError, RecursionError):
+        found.clear()
+    if found:
+        return _Bad(
+            "not_finite", f"the record holds {found[0]}, which is no JSON; write null for a value that is missing"
+        )
+    return _Bad("not_json", f"the record is no JSON: {error}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as its sender wrote it, cut where it is long."""
+    if value is _MISSING:
+        return "not below an object"
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _json_kind(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names[type(value)]
+
+
+_CONVERT: dict[FieldKind, Callable[[list[Any], Field], tuple[NDArray[Any], _Odd]]] = {
+    FieldKind.NUMERIC: _numeric,
+    FieldKind.CATEGORICAL: _categorical,
+    FieldKind.BOOLEAN: _boolean,
+    FieldKind.TIMESTAMP: _timestamp,
+}
+
+DECODERS = {"json": JsonDecoder}
+"""How records may be written, by the name that the settings use."""

@@ -1,0 +1,34 @@
+"""Where records come from, one after the other, with a place that can be committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from consumers.records import Position, RawRecord
+
+
+class Source(Protocol):
+    """A reader of partitions that remembers how far it came."""
+
+    def poll(self, timeout_s: float) -> Sequence[RawRecord]:
+        """Return the next records, maybe none, in order within a partition; never block longer."""
+
+    def commit(self, positions: Mapping[Position, int]) -> None:
+        """Remember, durably, the next offset to read of each partition."""
+
+    def pause(self) -> None:
+        """Give nothing from now on, also of partitions assigned later, and stay in the group."""
+
+    def resume(self) -> None:
+        """Give records again."""
+
+    def close(self) -> None:
+        """Leave; twice is fine."""
+
+    @property
+    def assignment(self) -> frozenset[Position]:
+        """The partitions that this reader owns."""
+
+    def lag(self) -> Mapping[Position, int]:
+        """Return how many records of each owned partition are not read yet, as far as is known without asking."""

@@ -1,0 +1,163 @@
+"""The Gaussian density estimator, one or several at once: how unlikely a row is under a multivariate normal.
+
+Functions first, a thin class after. Several Gaussians at once are those of a representation with m transformations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf_shrinkage
+
+from models.blocks import by_blocks
+from models.state import State
+
+VARIANCE_FLOOR = 1e-6
+"""The least mean variance that shrinkage starts from, so that equal rows can be fitted; scikit-learn's own ridge."""
+_FIT_ROWS = 512
+AGGREGATES: dict[str, Callable[..., NDArray[np.float64]]] = {"mean": np.mean, "median": np.median}
+
+
+def mean_and_covariance(
+    Z: NDArray[Any], weights: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weighted mean ``(m, d)`` and covariance ``(m, d, d)`` of ``(n, m, d)``, divided by the sum of weights."""
+    n, m, d = Z.shape
+    share = np.full(n, 1.0 / n) if weights is None else weights / weights.sum()
+    mean = np.zeros((m, d))
+    covariance = np.zeros((m, d, d))
+    # Slice by slice, since the whole in float64, centred and weighted, would be six times the memory of Z.
+    slices = [slice(start, start + _FIT_ROWS) for start in range(0, n, _FIT_ROWS)]
+    for rows in slices:
+        mean += (share[rows] @ Z[rows].reshape(-1, m * d).astype(np.float64)).reshape(m, d)
+    for rows in slices:
+        centered = _stacked(Z[rows])
+        centered -= mean[:, None, :]
+        covariance += np.matmul(centered.transpose(0, 2, 1) * share[rows], centered)
+    return mean, covariance
+
+
+def shrink(covariance: NDArray[np.float64], shrinkage: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return (1 - a) S + a tr(S)/d I for ``(m, d, d)`` matrices and one a, or one for each matrix."""
+    d = covariance.shape[-1]
+    level = np.maximum(np.trace(covariance, axis1=-2, axis2=-1) / d, VARIANCE_FLOOR)
+    a = np.broadcast_to(shrinkage, level.shape)[:, None, None]
+    shrunk: NDArray[np.float64] = (1.0 - a) * covariance + a * level[:, None, None] * np.eye(d)
+    return shrunk
+
+
+def whitening(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return W ``(m, d, d)`` with W Wᵀ = S⁻¹ and log det S ``(m,)``, from eigenvalues: nothing is inverted."""
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, np.finfo(np.float64).eps * values[:, -1:])
+    return vectors / np.sqrt(values)[:, None, :], np.log(values).sum(axis=-1)
+
+
+def negative_log_density(
+    Z: NDArray[np.float64], mean: NDArray[np.float64], whiten: NDArray[np.float64], log_det: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return -log N(z; mean, S) of ``(m, n, d)`` under m Gaussians, ``(m, n)``."""
+    white = np.matmul(Z - mean[:, None, :], whiten)
+    squared = np.einsum("mnd,mnd->mn", white, white)
+    density: NDArray[np.float64] = 0.5 * (squared + (log_det + Z.shape[-1] * np.log(2.0 * np.pi))[:, None])
+    return density
+
+
+class GDE:
+    """Gaussian density estimator with relative shrinkage.
+
+    Parameters
+    ----------
+    shrinkage
+        a of (1 - a) S + a tr(S)/d I, 0 < a ≤ 1. The larger, the less a column that hardly varies counts. With fewer
+        than ten rows for each dimension the Ledoit-Wolf estimate is taken where it is larger.
+    aggregate
+        How the negative log densities under m transformations become one score: ``mean`` or ``median``.
+
+    Examples
+    --------
+    >>> Z = np.random.default_rng(0).normal(size=(500, 3))
+    >>> gde = GDE().fit(Z)
+    >>> bool(gde.score(np.full((1, 3), 5.0))[0] > gde.score(Z).max())
+    True
+    """
+
+    name: ClassVar[str] = "gde"
+
+    def __init__(self, *, shrinkage: float = 1e-3, aggregate: str = "mean") -> None:
+        if not 0.0 < shrinkage <= 1.0:
+            raise ValueError(f"shrinkage is {shrinkage!r}; allowed: above 0, at most 1")
+        if aggregate not in AGGREGATES:
+            raise ValueError(f"aggregate is {aggregate!r}; allowed: {', '.join(AGGREGATES)}")
+        self.shrinkage = shrinkage
+        self.aggregate = aggregate
+        self.mean_: NDArray[np.float64] | None = None
+        self.whiten_: NDArray[np.float64] | None = None
+        self.log_det_: NDArray[np.float64] | None = None
+
+    def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
+        """Fit to ``(n, d)`` or ``(n, m, d)`` embeddings, n ≥ 1, of which row i counts `weights` ``(n,)`` times."""
+        Z = Z[:, None, :] if Z.ndim == 2 else Z
+        mean, covariance = mean_and_covariance(Z, weights)
+        n, _, d = Z.shape
+        a: NDArray[np.float64] | float = self.shrinkage
+        if n < 10 * d:
+            a = np.array([max(a, _ledoit_wolf(rows)) for rows in _stacked(Z)])
+        self.mean_ = mean
+        self.whiten_, self.log_det_ = whitening(shrink(covariance, a))
+        return self
+
+    def score(self, Z: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the negative log density of every row, ``(n,)``; higher is more anomalous.
+
+        Raises
+        ------
+        RuntimeError
+            Before `fit`.
+        """
+        mean, whiten, log_det = self._fitted()
+
+        def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
+            density = negative_log_density(_stacked(block), mean, whiten, log_det)
+            return AGGREGATES[self.aggregate](density, axis=0)
+
+        return by_blocks(score_block, Z)
+
+    def state(self) -> State:
+        """Return all that was learned; :meth:`from_state` reads it."""
+        mean, whiten, log_det = self._fitted()
+        values = {"shrinkage": self.shrinkage, "aggregate": self.aggregate}
+        return State(values, {"mean": mean, "whiten": whiten, "log_det": log_det})
+
+    @classmethod
+    def from_state(cls, state: State) -> GDE:
+        """Read what :meth:`state` returned; ValueError if shapes do not fit."""
+        gde = cls(**state.values)
+        gde.mean_ = state.array("mean", 2)
+        gde.whiten_ = state.array("whiten", 3)
+        gde.log_det_ = state.array("log_det", 1)
+        m, d = gde.mean_.shape
+        if gde.whiten_.shape != (m, d, d) or gde.log_det_.shape != (m,):
+            raise ValueError(f"mean {gde.mean_.shape}, whiten {gde.whiten_.shape} and log_det must agree")
+        return gde
+
+    def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        if self.mean_ is None or self.whiten_ is None or self.log_det_ is None:
+            raise RuntimeError("GDE is not fitted; call fit first")
+        return self.mean_, self.whiten_, self.log_det_
+
+
+def _stacked(Z: NDArray[Any]) -> NDArray[np.float64]:
+    """Return ``(n, d)`` or ``(n, m, d)`` as ``(m, n, d)`` float64 in memory order."""
+    stack = Z[None] if Z.ndim == 2 else Z.transpose(1, 0, 2)
+    return np.array(stack, dtype=np.float64, order="C")
+
+
+def _ledoit_wolf(rows: NDArray[np.float64]) -> float:
+    """Return Ledoit and Wolf's (2004) shrinkage of ``(n, d)`` rows; 1.0 for a single row, of which nothing is known."""
+    if len(rows) < 2 or not np.ptp(rows, axis=0).any():
+        return 1.0
+    return float(ledoit_wolf_shrinkage(rows))

@@ -1,0 +1,262 @@
+"""Fields to one float32 matrix: scaling, categories, missing values. The first half of g(x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.state import Columns, State
+
+SCALINGS = ("standard", "robust")
+MAX_CATEGORIES = 64
+SURPRISE = 5.0
+"""What a thing never seen in training weighs, in deviations: a category, a missing value, a constant that moved."""
+SOFT_LIMIT = 20.0
+"""Deviations beyond which a value grows only logarithmically: no absurd value overflows, and more stays more."""
+_HARD_LIMIT = 1e12
+
+
+@dataclass(frozen=True)
+class NumericField:
+    """How a numeric or boolean field is scaled: to ``(value - center) / scale``.
+
+    Its encoding is one column, and a second one, 1 where the value is missing, if missing values were seen.
+    """
+
+    name: str
+    center: float
+    scale: float
+    low: float
+    high: float
+    """Smallest and greatest value seen."""
+    has_missing: bool
+
+    @property
+    def width(self) -> int:
+        """How many columns of the matrix are this field's."""
+        return 2 if self.has_missing else 1
+
+    def encode(self, column: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+        """Write ``(n,)`` values to ``(n, width)`` columns."""
+        is_missing = np.isnan(column)
+        with np.errstate(over="ignore"):
+            z = np.clip((column - self.center) / self.scale, -_HARD_LIMIT, _HARD_LIMIT)
+        size = np.abs(z)
+        z = np.where(size > SOFT_LIMIT, np.sign(z) * (SOFT_LIMIT + np.log1p(np.maximum(size - SOFT_LIMIT, 0.0))), z)
+        # Where values have always been there, a missing one is as odd as any surprise; else it has a column of its own.
+        out[:, 0] = np.where(is_missing, 0.0 if self.has_missing else SURPRISE, z)
+        if self.has_missing:
+            out[:, 1] = is_missing
+
+    def decode(self, encoded: NDArray[np.float64]) -> list[float | str | None]:
+        """Return the values that ``(n, width)`` encodings stand for, within what was seen."""
+        values = np.clip(encoded[:, 0] * self.scale + self.center, self.low, self.high)
+        return [float(v) for v in values]
+
+
+@dataclass(frozen=True)
+class CategoricalField:
+    """How a categorical field is encoded: one column for each frequent value, and a last one for all others.
+
+    A missing value (None) is a value like any other. `is_rest_seen`: whether rarer values were seen than those listed.
+    """
+
+    name: str
+    categories: tuple[str | None, ...]
+    is_rest_seen: bool
+
+    @property
+    def width(self) -> int:
+        """How many columns of the matrix are this field's."""
+        return len(self.categories) + 1
+
+    def encode(self, column: NDArray[Any], out: NDArray[np.float32]) -> None:
+        """Write ``(n,)`` values to ``(n, width)`` columns."""
+        slot = {value: index for index, value in enumerate(self.categories)}
+        rest = len(self.categories)
+        codes = np.array([slot.get(value, rest) for value in column.tolist()], dtype=np.intp)
+        out[:] = 0.0
+        out[np.arange(len(column)), codes] = 1.0
+        if not self.is_rest_seen:
+            out[:, rest] *= SURPRISE
+
+    def decode(self, encoded: NDArray[np.float64]) -> list[float | str | None]:
+        """Return the listed value whose column is largest, for ``(n, width)`` encodings."""
+        if not self.categories:
+            return [None] * len(encoded)
+        return [self.categories[code] for code in encoded[:, :-1].argmax(axis=1)]
+
+
+EncodedField = NumericField | CategoricalField
+
+
+class Preprocessor:
+    """Turn columns into a matrix as it was fitted on the training rows.
+
+    Numbers become z-scores by the statistics of the contaminated training rows (quantiles would flatten the tails that
+    carry the signal); columns of zeros and ones stay as they are. A constant column, of which no scale is known, counts
+    a change by its own size, or by 1 if it is smaller, as `SURPRISE` deviations.
+
+    Parameters
+    ----------
+    fields
+        In the order of the matrix's columns.
+    """
+
+    def __init__(self, fields: tuple[EncodedField, ...]) -> None:
+        self.fields = fields
+        stops = np.cumsum([field.width for field in fields]).tolist()
+        self.slots = tuple(slice(stop - field.width, stop) for field, stop in zip(fields, stops, strict=True))
+        """Which columns of the matrix belong to which field."""
+        self.n_columns = int(stops[-1]) if stops else 0
+
+    @classmethod
+    def fit(cls, columns: Columns, *, scaling: str = "standard", max_categories: int = MAX_CATEGORIES) -> Preprocessor:
+        """Learn scales and categories.
+
+        Parameters
+        ----------
+        columns
+            Field → ``(n,)``, n ≥ 1; object dtype is categorical.
+        scaling
+            ``standard``: mean and deviation; ``robust``: median and interquartile range / 1.349 (the deviation where
+            that range is 0).
+        max_categories
+            At most so many values of a field get a column of their own, the most frequent ones.
+
+        Raises
+        ------
+        ValueError
+            If there is no field or no row, lengths differ, a dtype is neither object nor numeric, or a value is
+            infinite.
+        """
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling is {scaling!r}; allowed: {', '.join(SCALINGS)}")
+        if not columns or not row_count(columns):
+            raise ValueError("columns: need at least one field and one row to learn from")
+        fields: list[EncodedField] = []
+        for name, column in columns.items():
+            if column.dtype == object:
+                fields.append(_fit_categorical(name, column, max_categories))
+            else:
+                fields.append(_fit_numeric(name, as_numbers(name, column), scaling))
+        return cls(tuple(fields))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields' names, in order."""
+        return tuple(field.name for field in self.fields)
+
+    def transform(self, columns: Columns) -> NDArray[np.float32]:
+        """Return the matrix of the columns, ``(n, n_columns)``, finite for every finite or missing input.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing, has another length or kind than the others or than when fitted, or is infinite.
+        """
+        lost = [name for name in self.names if name not in columns]
+        if lost:
+            raise ValueError(f"columns: fields {lost} are missing; needed: {list(self.names)}")
+        columns = {name: columns[name] for name in self.names}
+        X = np.empty((row_count(columns), self.n_columns), dtype=np.float32)
+        for field, slot in zip(self.fields, self.slots, strict=True):
+            column = columns[field.name]
+            if isinstance(field, NumericField):
+                field.encode(as_numbers(field.name, column), X[:, slot])
+            elif column.dtype != object:
+                raise ValueError(f"field {field.name!r} has dtype {column.dtype}; allowed: object (str or None)")
+            else:
+                field.encode(column, X[:, slot])
+        return X
+
+    def has_layout_of(self, other: Preprocessor) -> bool:
+        """Return whether column j of the matrix means the same thing in both."""
+        return _layout(self) == _layout(other)
+
+    def state(self) -> State:
+        """Return all that was learned; :meth:`from_state` reads it."""
+        return State(
+            {
+                "fields": [
+                    {"kind": "numeric", **vars(field)}
+                    if isinstance(field, NumericField)
+                    else {"kind": "categorical", **vars(field), "categories": list(field.categories)}
+                    for field in self.fields
+                ]
+            }
+        )
+
+    @classmethod
+    def from_state(cls, state: State) -> Preprocessor:
+        """Read what :meth:`state` returned; ValueError if it is something else."""
+        fields: list[EncodedField] = []
+        try:
+            for values in state.values["fields"]:
+                values = dict(values)
+                if values.pop("kind") == "numeric":
+                    fields.append(NumericField(**values))
+                else:
+                    fields.append(CategoricalField(**{**values, "categories": tuple(values["categories"])}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"preprocessing does not fit: {error!r}") from error
+        return cls(tuple(fields))
+
+
+def row_count(columns: Columns) -> int:
+    """Return how many rows the columns have; ValueError naming the fields if they do not agree."""
+    lengths = {name: column.shape for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
+        raise ValueError(f"columns: fields must be (n,) with one n, got {lengths}")
+    return next(iter(lengths.values()))[0] if lengths else 0
+
+
+def as_numbers(name: str, column: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a numeric or boolean column as float64; ValueError naming the field if it is none, or infinite."""
+    if column.dtype.kind not in "fiub":
+        raise ValueError(f"field {name!r} has dtype {column.dtype}; allowed: float64 (NaN where missing)")
+    numbers = column.astype(np.float64, copy=False)
+    if np.isinf(numbers).any():
+        raise ValueError(f"field {name!r} holds an infinite value; allowed: finite numbers, NaN where missing")
+    return numbers
+
+
+def _fit_numeric(name: str, column: NDArray[np.float64], scaling: str) -> NumericField:
+    values = column[~np.isnan(column)]
+    has_missing = len(values) < len(column)
+    if not len(values):
+        return NumericField(name, 0.0, 1.0 / SURPRISE, 0.0, 0.0, has_missing)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return NumericField(name, low, max(abs(low), 1.0) / SURPRISE, low, high, has_missing)
+    if np.isin(values, (0.0, 1.0)).all():
+        return NumericField(name, 0.0, 1.0, low, high, has_missing)
+    # Squares of values near the end of float64 overflow, so the statistics are taken in units of the largest.
+    unit = max(abs(low), abs(high))
+    scaled = values / unit
+    center, scale = float(scaled.mean()), float(scaled.std())
+    if scaling == "robust":
+        lower, center, upper = (float(q) for q in np.quantile(scaled, (0.25, 0.5, 0.75)))
+        scale = (upper - lower) / 1.349 or scale
+    return NumericField(name, center * unit, max(scale * unit, np.finfo(np.float64).tiny), low, high, has_missing)
+
+
+def _fit_categorical(name: str, column: NDArray[Any], max_categories: int) -> CategoricalField:
+    counts: dict[str | None, int] = {}
+    for value in column.tolist():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"field {name!r} holds {value!r}; allowed in a categorical field: str or None")
+        counts[value] = counts.get(value, 0) + 1
+    ordered = sorted(counts, key=lambda value: (-counts[value], value is not None, value or ""))
+    # In the order of names, not of counts: the next window has the same columns if it has the same values.
+    listed = sorted(ordered[:max_categories], key=lambda value: (value is not None, value or ""))
+    return CategoricalField(name, tuple(listed), len(ordered) > max_categories)
+
+
+def _layout(preprocessor: Preprocessor) -> list[tuple[Any, ...]]:
+    return [
+        (f.name, f.has_missing) if isinstance(f, NumericField) else (f.name, *f.categories) for f in preprocessor.fields
+    ]

@@ -1,0 +1,176 @@
+"""GOAD: a row under M random projections, each through one small network trained to tell which projection it was.
+
+Bergman and Hoshen, "Classification-based anomaly detection for general data" (2020), in the form of the SRR paper's
+appendix A.3. Training is :mod:`models.nets.mlp`'s; embedding is numpy, so that scoring needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.blocks import by_blocks
+from models.state import State
+
+if TYPE_CHECKING:
+    from models.nets.mlp import ProjectionTraining
+
+LEAK = np.float32(0.2)
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Goad:
+    """f(T_m(x)) for m = 1..M, an embedding of shape ``(n, M, width)``.
+
+    Parameters
+    ----------
+    n_transforms
+        M. More cost time in proportion and gain little above 64.
+    n_projected, width, n_layers
+        Dimensions after the projection, of every layer of f, and how many layers f has.
+    n_steps
+        Minibatches in all.
+    batch_rows, n_picked
+        Rows, and projections drawn anew, in a minibatch.
+    learning_rate
+        Adam's.
+    """
+
+    name: ClassVar[str] = "goad"
+    shrinkage: ClassVar[float] = 1e-3
+
+    def __init__(
+        self,
+        *,
+        n_transforms: int = 64,
+        n_projected: int = 32,
+        width: int = 8,
+        n_layers: int = 5,
+        n_steps: int = 2048,
+        batch_rows: int = 64,
+        n_picked: int = 16,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        self.options = {
+            "n_transforms": n_transforms,
+            "n_projected": n_projected,
+            "width": width,
+            "n_layers": n_layers,
+            "n_steps": n_steps,
+            "batch_rows": batch_rows,
+            "n_picked": n_picked,
+            "learning_rate": learning_rate,
+        }
+        for name, value in self.options.items():
+            least = 2 if name == "n_transforms" else 1
+            if name == "learning_rate":
+                if not 0.0 < value <= 1.0:
+                    raise ValueError(f"learning_rate is {value!r}; allowed: above 0, at most 1")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {least} on")
+        self.n_steps = n_steps
+        self._projections: NDArray[np.float32] | None = None
+        self._layers: list[Layer] = []
+        self._training: ProjectionTraining | None = None
+        self._folded: NDArray[np.float32] | None = None
+
+    def fit(self, X: NDArray[np.float32], rng: np.random.Generator, *, device: str = "cpu") -> Self:
+        """Draw projections and weights for ``(n, d)``, unless a state was loaded; get ready to train on `device`."""
+        from models.nets.mlp import ProjectionNet, ProjectionTraining
+
+        seed = int(rng.integers(2**31))
+        if self._projections is None:
+            self._draw(X.shape[1], rng)
+        projections = self._fitted()
+        if projections.shape[1] != X.shape[1]:
+            raise ValueError(f"goad: X has {X.shape[1]} columns, the loaded projections {projections.shape[1]}")
+        self._training = ProjectionTraining(
+            ProjectionNet(projections, self._layers),
+            batch_rows=int(self.options["batch_rows"]),
+            n_picked=int(self.options["n_picked"]),
+            learning_rate=float(self.options["learning_rate"]),
+            device=device,
+            seed=seed,
+        )
+        return self
+
+    def update(self, X: NDArray[np.float32], n_steps: int, on_step: Callable[[int, float], None] | None = None) -> None:
+        """Train for `n_steps` minibatches of ``(n, d)``; the optimiser goes on from the last call."""
+        if self._training is None:
+            raise RuntimeError("goad is not fitted; call fit first")
+        self._training.run(X, n_steps, on_step)
+        self._layers = self._training.net.layers()
+        self._folded = None
+
+    def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the outputs of f, ``(n, M, width)``, for ``(n, d)`` rows."""
+        projections = self._fitted()
+        if self._folded is None:
+            self._folded = _fold(projections, self._layers[0][0])
+        folded = self._folded
+        return by_blocks(lambda block: self._embed_block(block, folded), X)
+
+    def state(self) -> State:
+        """Return projections and weights; the optimiser is not part of it."""
+        arrays = {"projections": self._fitted()}
+        for index, (weight, bias) in enumerate(self._layers):
+            arrays[f"weight{index}"], arrays[f"bias{index}"] = weight, bias
+        return State(dict(self.options), dict(arrays))
+
+    @classmethod
+    def from_state(cls, state: State) -> Goad:
+        """Read what :meth:`state` returned; ValueError if it does not fit."""
+        goad = cls(**state.values)
+        goad._projections = state.array("projections", 3)
+        goad._layers = [
+            (state.array(f"weight{index}", 2), state.array(f"bias{index}", 1))
+            for index in range(int(goad.options["n_layers"]) + 1)
+        ]
+        sizes = goad._sizes()
+        shapes = [weight.shape for weight, _ in goad._layers]
+        if shapes != list(zip(sizes[1:], sizes[:-1], strict=True)) or any(len(w) != len(b) for w, b in goad._layers):
+            raise ValueError(f"goad: layers have shapes {shapes}; allowed by the options: {sizes}")
+        m, _, n_projected = goad._projections.shape
+        if (m, n_projected) != (sizes[-1], sizes[0]):
+            raise ValueError(
+                f"goad: projections have shape {goad._projections.shape}; needed: {sizes[-1]} x d x {sizes[0]}"
+            )
+        return goad
+
+    def _sizes(self) -> list[int]:
+        """Return input, hidden and output sizes of the layers, the classifier's last."""
+        o = self.options
+        return [int(o["n_projected"]), *[int(o["width"])] * int(o["n_layers"]), int(o["n_transforms"])]
+
+    def _draw(self, d: int, rng: np.random.Generator) -> None:
+        sizes = self._sizes()
+        self._projections = rng.normal(size=(sizes[-1], d, sizes[0])).astype(np.float32)
+        # PyTorch's own initialisation of a linear layer, drawn here so that one rng decides everything.
+        for n_in, n_out in itertools.pairwise(sizes):
+            bound = 1.0 / np.sqrt(n_in)
+            weight = rng.uniform(-bound, bound, size=(n_out, n_in)).astype(np.float32)
+            self._layers.append((weight, rng.uniform(-bound, bound, size=n_out).astype(np.float32)))
+
+    def _fitted(self) -> NDArray[np.float32]:
+        if self._projections is None:
+            raise RuntimeError("goad is not fitted; call fit first")
+        return self._projections
+
+    def _embed_block(self, X: NDArray[np.float32], folded: NDArray[np.float32]) -> NDArray[np.float32]:
+        width = int(self.options["width"])
+        hidden: NDArray[np.float32] = (X @ folded).reshape(-1, width) + self._layers[0][1]
+        for weight, bias in self._layers[1:-1]:
+            hidden = np.maximum(hidden, LEAK * hidden) @ weight.T + bias
+        features: NDArray[np.float32] = np.maximum(hidden, LEAK * hidden).reshape(len(X), -1, width)
+        return features
+
+
+def _fold(projections: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return every projection and the first layer as one matrix ``(d, M x width)``: (x T) W = x (T W)."""
+    folded = projections.astype(np.float64) @ weight.T.astype(np.float64)
+    m, d, width = folded.shape
+    return np.ascontiguousarray(folded.transpose(1, 0, 2).reshape(d, m * width), dtype=np.float32)

@@ -1,0 +1,116 @@
+"""The same models in other libraries' words: scikit-learn, PyOD, River."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from river import evaluate, metrics, stream
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from models.estimator import SRRDetector
+from models.river_adapter import RiverSRR
+
+EXPECTED_FAILURES = {
+    "check_outliers_train": "predict says 1 and 0, as PyOD does, not -1 and 1",
+    "check_outliers_fit_predict": "predict says 1 and 0, as PyOD does, not -1 and 1",
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks(
+    [SRRDetector(representation="identity", random_state=0)], expected_failed_checks=lambda _: EXPECTED_FAILURES
+)
+def test_scikit_learns_checks_pass(estimator: SRRDetector, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture
+def X() -> np.ndarray:  # noqa: N802
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 4))
+    rows[:25] += 7.0 * rng.choice([-1.0, 1.0], size=(25, 4))
+    return rows
+
+
+def test_it_speaks_pyods_words(X: np.ndarray) -> None:
+    detector = SRRDetector("identity", random_state=0).fit(X)
+    score = detector.decision_function(X)
+    np.testing.assert_array_equal(score, detector.decision_scores_)
+    np.testing.assert_array_equal(detector.score_samples(X), -score)
+    np.testing.assert_array_equal(detector.predict(X), detector.labels_)
+    assert set(np.unique(detector.labels_)) == {0, 1}
+    assert detector.labels_[:25].mean() > 0.9
+    assert detector.refined_mask_[:25].mean() < 0.1
+    assert detector.contamination_estimate_ == pytest.approx(0.05, abs=0.03)
+    np.testing.assert_array_equal(score >= detector.threshold_, detector.labels_ == 1)
+    probability = detector.predict_proba(X)
+    assert probability.shape == (500, 2)
+    np.testing.assert_allclose(probability.sum(axis=1), 1.0)
+
+
+def test_the_same_random_state_gives_the_same_scores(X: np.ndarray) -> None:
+    detector = SRRDetector(representation_options={"n_transforms": 8, "n_steps": 40}, random_state=3, device="cpu")
+    np.testing.assert_array_equal(detector.fit(X).decision_scores_, clone(detector).fit(X).decision_scores_)
+    for random_state in (None, np.random.default_rng(0), np.random.RandomState(0)):
+        assert SRRDetector("identity", random_state=random_state).fit(X).labels_.shape == (500,)
+
+
+def test_a_frame_keeps_its_names_and_categories(X: np.ndarray) -> None:
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    frame["kind"] = np.where(np.arange(500) % 2, "even", "odd")
+    frame["level"] = pd.Categorical(np.where(np.arange(500) % 3, "low", "high"))
+    frame.loc[3, "a"] = np.nan
+    frame.loc[4, "kind"] = None
+    detector = SRRDetector("identity", random_state=0).fit(frame)
+    assert detector.model_.fields == ("a", "b", "c", "d", "kind", "level")
+    assert detector.feature_names_in_.tolist() == ["a", "b", "c", "d", "kind", "level"]
+    usual = frame.iloc[[200]].assign(a=0.0, b=0.0, c=0.0, d=0.0)
+    odd = usual.assign(kind="neither")
+    assert detector.decision_function(odd)[0] > detector.decision_function(usual)[0]
+    with pytest.raises(ValueError, match="feature names"):
+        detector.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_a_known_contamination_sets_gamma(X: np.ndarray) -> None:
+    assert SRRDetector("identity", contamination=0.04, random_state=0).fit(X).report_.gamma == 0.08
+    with pytest.raises(ValueError, match="contamination is 'some'; allowed: 'auto' or a share"):
+        SRRDetector("identity", contamination="some").fit(X)
+
+
+def test_river_evaluates_it_progressively() -> None:
+    rng = np.random.default_rng(0)
+    numbers, is_anomaly = rng.normal(size=(900, 3)), rng.random(900) < 0.05
+    numbers[:, 1] += numbers[:, 0]
+    numbers[is_anomaly] += [4.0, -4.0, 0.0]
+    records = [{"a": a, "b": b, "c": c, "kind": "xy"[int(c > 0)]} for a, b, c in numbers]
+    detector = RiverSRR(window_size=100, train_every=200)
+    data = stream.iter_array(np.arange(900)[:, None], is_anomaly, feature_names=["i"])
+    stream_of_records = ((records[row["i"]], label) for row, label in data)
+    metric = evaluate.progressive_val_score(stream_of_records, detector, metrics.ROCAUC(n_thresholds=200))
+    # An anomaly among the first 100 records, before the first model, gets 0.0 like every record there.
+    assert metric.get() > 0.8
+
+
+def test_river_scores_are_0_before_the_first_model_and_shares_after_it() -> None:
+    rng = np.random.default_rng(0)
+    detector = RiverSRR(window_size=100, train_every=50)
+    assert detector.score_one({"a": 1.0}) == 0.0
+    for value in rng.normal(size=100):
+        detector.learn_one({"a": value, "kind": "x"})
+    first = detector.model
+    assert 0.0 <= detector.score_one({"a": 0.0, "kind": "x"}) < detector.score_one({"a": 6.0, "kind": "x"}) <= 1.0
+    assert 0.0 <= detector.score_one({"kind": None}) <= 1.0
+    for value in rng.normal(size=50):
+        detector.learn_one({"a": value, "kind": "x"})
+    assert detector.model is not first
+
+
+def test_river_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="window_size is 10; allowed: whole numbers from 50"):
+        RiverSRR(window_size=10)
+    with pytest.raises(ValueError, match="train_every is 0"):
+        RiverSRR(train_every=0)

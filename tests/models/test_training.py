@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.evaluation import refinement_efficacy, roc_auc
+from models.srr import refresh_steps
+from models.training import Progress, Trained, TrainingConfig, train
+
+GOAD = TrainingConfig(representation_options={"n_transforms": 8, "n_steps": 120})
+IDENTITY = TrainingConfig(representation="identity")
+
+
+def test_the_same_seed_gives_the_same_model(config: TrainingConfig, make_columns: Any) -> None:
+    columns, _ = make_columns(400, contamination=0.05)
+    one, two = (train(columns, config, seed=7, device="cpu") for _ in range(2))
+    np.testing.assert_array_equal(one.model.score(columns).score, two.model.score(columns).score)
+    np.testing.assert_array_equal(one.kept, two.kept)
+    other = train(columns, config, seed=8, device="cpu")
+    assert (one.model.score(columns).score != other.model.score(columns).score).any()
+
+
+def test_the_input_is_left_untouched(config: TrainingConfig, make_columns: Any) -> None:
+    columns, _ = make_columns(200, has_missing=True)
+    before = {name: column.copy() for name, column in columns.items()}
+    train(columns, config, seed=0, device="cpu")
+    for name, column in columns.items():
+        np.testing.assert_array_equal(column, before[name])
+
+
+def test_the_report_says_what_happened_in_json(trained: Trained, config: TrainingConfig) -> None:
+    report = trained.report
+    assert report.n_rows == 1500
+    assert len(trained.kept) == 1500
+    assert report.n_subsets == 5
+    assert 0.005 <= report.gamma <= 0.2
+    assert report.gamma <= report.excluded_ratio + 0.005 <= 5 * report.gamma
+    assert 0.2 <= report.agreement <= 1.0
+    assert report.duplicate_ratio == 0.0
+    assert report.contamination_ratio == pytest.approx(0.03, abs=0.03)
+    assert report.refreshes[-1] == (report.n_steps, report.excluded_ratio)
+    assert set(report.seconds) == {"prepare", "train", "refine", "calibrate"}
+    assert not report.is_warm_started
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
+    assert (report.n_steps > 0) == (config.representation != "identity")
+
+
+def masked_columns(n: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return rows of which 10 % lie off in one direction: they stretch a covariance that way and so hide in it."""
+    rng = np.random.default_rng(seed)
+    numbers, is_anomaly = rng.normal(size=(n, 6)), rng.random(n) < 0.1
+    numbers[is_anomaly] += np.outer(rng.uniform(2.0, 5.0, size=int(is_anomaly.sum())), [1.0, -1.0, 1.0, 0.0, 0.0, 0.0])
+    return {f"x{i}": numbers[:, i] for i in range(6)}, is_anomaly
+
+
+@pytest.mark.parametrize("representation", ["identity", "goad"])
+def test_refined_data_is_purer_and_detects_better_than_unrefined(representation: str) -> None:
+    gains, removed_anomalies, removed_normals = [], [], []
+    options = {"n_transforms": 16, "n_steps": 300} if representation == "goad" else {}
+    config = TrainingConfig(representation=representation, representation_options=options)
+    for seed in range(3):
+        columns, is_anomaly = masked_columns(1200, seed)
+        fresh, is_fresh_anomaly = masked_columns(2000, 100 + seed)
+        refined = train(columns, replace(config, contamination=0.1), seed=seed, device="cpu")
+        unrefined = train(columns, replace(config, gamma=0.001, refine_rounds=1), seed=seed, device="cpu")
+        aucs = [roc_auc(is_fresh_anomaly, t.model.score(fresh).score) for t in (refined, unrefined)]
+        gains.append(aucs[0] - aucs[1])
+        efficacy = refinement_efficacy(is_anomaly, refined.kept)
+        removed_anomalies.append(efficacy[0])
+        removed_normals.append(efficacy[1])
+    assert np.mean(removed_anomalies) > 0.8
+    assert np.mean(removed_normals) < 0.2
+    assert np.mean(gains) > 0.002
+
+
+def scattered_columns(n: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return rows of which 5 % are spread six times as far in every direction."""
+    rng = np.random.default_rng(seed)
+    numbers, is_anomaly = rng.normal(size=(n, 6)), rng.random(n) < 0.05
+    numbers[is_anomaly] *= 6.0
+    return {f"x{i}": numbers[:, i] for i in range(6)}, is_anomaly
+
+
+@pytest.mark.parametrize("n_rows", [400, 4000])
+def test_clean_data_is_flagged_at_about_the_false_alarm_rate(n_rows: int) -> None:
+    def clean(n: int, seed: int) -> dict[str, np.ndarray]:
+        return dict(zip("abcdef", np.random.default_rng(seed).normal(size=(6, n)), strict=True))
+
+    rates = []
+    for seed in range(5):
+        model = train(clean(n_rows, seed), IDENTITY, seed=seed).model
+        rates.append(model.score(clean(8000, 50 + seed)).flagged.mean())
+    assert 0.002 <= np.mean(rates) <= 0.01
+
+
+def test_heavy_tailed_clean_data_is_not_flagged_wholesale(make_columns: Any) -> None:
+    rates = []
+    for seed in range(5):
+        model = train(make_columns(2000, seed=seed)[0], IDENTITY, seed=seed).model
+        rates.append(model.score(make_columns(8000, seed=50 + seed)[0]).flagged.mean())
+    assert np.mean(rates) <= 0.04
+
+
+def test_contaminated_data_gets_its_anomalies_flagged_and_little_else() -> None:
+    caught, false_alarms = [], []
+    for seed in range(5):
+        columns, _ = scattered_columns(4000, seed)
+        fresh, is_anomaly = scattered_columns(4000, 100 + seed)
+        flagged = train(columns, IDENTITY, seed=seed).model.score(fresh).flagged
+        caught.append(flagged[is_anomaly].mean())
+        false_alarms.append(flagged[~is_anomaly].mean())
+    assert np.mean(caught) > 0.9
+    assert np.mean(false_alarms) < 0.01
+
+
+def test_constant_data_is_never_flagged_and_any_change_of_it_is(config: TrainingConfig) -> None:
+    columns = {"a": np.full(200, 3.0), "k": np.full(200, "x", dtype=object), "b": np.zeros(200)}
+    trained = train(columns, config, seed=0, device="cpu")
+    assert not trained.model.score(columns).flagged.any()
+    changed = {"a": np.full(1, 4.0), "k": np.full(1, "y", dtype=object), "b": np.ones(1)}
+    scores = trained.model.score(changed)
+    assert np.isfinite(scores.severity).all()
+    assert scores.flagged.all()
+    assert trained.report.duplicate_ratio == pytest.approx(1 - 1 / 200)
+
+
+def test_fewer_rows_than_columns_can_be_learned_from(config: TrainingConfig) -> None:
+    rng = np.random.default_rng(0)
+    columns = {f"x{i}": rng.normal(size=30) for i in range(60)}
+    trained = train(columns, config, seed=0, device="cpu")
+    assert np.isfinite(trained.model.score(columns).score).all()
+    assert trained.report.n_subsets == 1
+
+
+def test_a_champion_of_the_same_kind_is_trained_on(make_columns: Any) -> None:
+    columns, _ = make_columns(600, contamination=0.05)
+    champion = train(columns, GOAD, seed=0, device="cpu").model
+    later, _ = make_columns(600, seed=1, contamination=0.05)
+    before = champion.score(later).score
+    warm = train(later, GOAD, seed=1, warm_start=champion, device="cpu")
+    assert warm.report.is_warm_started
+    assert warm.report.n_steps == 30
+    assert warm.report.refreshes[0][0] == 0  # its embedding is worth refining with from the start
+    np.testing.assert_array_equal(champion.score(later).score, before)
+    mine, theirs = (m.representation.state().arrays for m in (warm.model, champion))
+    np.testing.assert_array_equal(mine["projections"], theirs["projections"])
+    assert (mine["weight1"] != theirs["weight1"]).any()
+
+
+def test_any_other_champion_means_a_cold_start(make_columns: Any) -> None:
+    columns, _ = make_columns(300)
+    identity = train(columns, IDENTITY, seed=0).model
+    goad = train(columns, GOAD, seed=0, device="cpu").model
+    wider = replace(GOAD, representation_options={"n_transforms": 9, "n_steps": 120})
+    more_categories = {**columns, "method": np.array(["GET", "POST", "PUT", "HEAD"] * 75, dtype=object)}
+    for data, config, champion in [
+        (columns, GOAD, identity),
+        (columns, IDENTITY, identity),
+        (columns, wider, goad),
+        (more_categories, GOAD, goad),
+    ]:
+        assert not train(data, config, seed=0, warm_start=champion, device="cpu").report.is_warm_started
+
+
+def test_progress_is_told_often_and_an_error_in_it_ends_the_training(make_columns: Any) -> None:
+    columns, _ = make_columns(300)
+    told: list[Progress] = []
+    train(columns, GOAD, seed=0, on_progress=told.append, device="cpu")
+    assert {p.phase for p in told} == {"train", "refine", "calibrate"}
+    assert told[-1].phase == "calibrate"
+    assert all(p.loss is not None for p in told if p.phase == "train")
+    assert [p.step for p in told] == sorted(p.step for p in told)
+    assert told[-1].step == told[-1].n_steps == 120
+
+    def stop(progress: Progress) -> None:
+        raise InterruptedError("told to stop")
+
+    with pytest.raises(InterruptedError, match="told to stop"):
+        train(columns, GOAD, seed=0, on_progress=stop, device="cpu")
+
+
+def test_the_schedule_is_the_papers_in_steps() -> None:
+    assert refresh_steps(640, 0) == []
+    assert refresh_steps(640, 10) == []
+    assert refresh_steps(640, 101) == [10, 20, 50, 100]
+    assert refresh_steps(10, 1600) == [1, 2, 5, 10, 20, 50, 100, 500, 1000, 1500]
+
+
+def test_a_device_that_is_not_here_is_refused(make_columns: Any) -> None:
+    columns, _ = make_columns(50)
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(ValueError, match=f"device is '{device}'; allowed: auto, cpu"):
+            train(columns, GOAD, seed=0, device=device)
+
+
+def test_too_few_rows_are_refused(make_columns: Any) -> None:
+    columns, _ = make_columns(7)
+    with pytest.raises(ValueError, match="n_samples = 7 rows; needed: at least 8"):
+        train(columns, IDENTITY, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"representation": "astrology"}, "representation is 'astrology'; allowed: identity, goad"),
+        ({"classifier": "svm"}, "classifier is 'svm'; allowed: gde"),
+        ({"scaling": "log"}, "scaling is 'log'; allowed: standard, robust"),
+        ({"n_subsets": 0}, "n_subsets is 0; allowed: whole numbers from 1"),
+        ({"refine_rounds": 0}, "refine_rounds is 0"),
+        ({"gamma": 1.0}, r"gamma is 1\.0; allowed: above 0 and below 1"),
+        ({"contamination": 0.5}, r"contamination is 0\.5; allowed: above 0 and below 0\.5"),
+        ({"false_alarm_rate": 0.0}, r"false_alarm_rate is 0\.0"),
+        ({"calibration_ratio": -0.1}, r"calibration_ratio is -0\.1"),
+        ({"shrinkage": 2.0}, r"shrinkage is 2\.0"),
+        ({"gamma": 0.1, "contamination": 0.1}, "exclude each other"),
+        ({"representation_options": {"n_stepz": 5}}, "representation_options do not fit 'goad'.*n_stepz"),
+        ({"representation_options": {"n_steps": 0}}, "n_steps is 0"),
+    ],
+)
+def test_a_config_with_values_that_are_not_allowed_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**settings)
+
+
+def test_options_belong_to_one_representation() -> None:
+    assert GOAD.with_representation("goad") is GOAD
+    assert GOAD.with_representation("identity").representation_options == {}
+
+
+@pytest.mark.gpu
+def test_a_model_trained_on_a_gpu_scores_as_one_trained_on_the_cpu(make_columns: Any) -> None:
+    columns, is_anomaly = make_columns(1000, contamination=0.05)
+    scores = [train(columns, GOAD, seed=0, device=device).model.score(columns).score for device in ("cpu", "cuda")]
+    assert np.corrcoef(scores[0], scores[1])[0, 1] > 0.98
+    assert abs(roc_auc(is_anomaly, scores[0]) - roc_auc(is_anomaly, scores[1])) < 0.01

@@ -1,0 +1,159 @@
+"""Settings into parts: the one module that knows both.
+
+The parts themselves take plain arguments, so that each can be used, and tested, without a settings file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from consumers.decoding import DECODERS, Decoder
+from consumers.records import Field, RecordSchema
+from srr_stream.registry import Registry
+from srr_stream.triggers import ClockTrigger, CountTrigger, DriftTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumers.sinks.kafka import KafkaSink
+    from consumers.sources.kafka import KafkaSource
+    from consumers.windows import WindowReader
+    from models.training import TrainingConfig
+    from srr_stream.settings import KafkaSettings, SchemaSettings, Settings
+
+
+def record_schema(settings: SchemaSettings) -> RecordSchema:
+    """Return the schema that ``record`` declares.
+
+    Raises
+    ------
+    ValueError
+        If the fields contradict each other; the text begins with the key below ``record``.
+    """
+    fields = tuple(
+        Field(f.name, f.kind, tuple(f.path.split(".")) if f.path else (), f.required) for f in settings.fields
+    )
+    try:
+        return RecordSchema(fields, settings.time_field)
+    except ValueError as error:
+        text = str(error).removeprefix("schema: ")
+        key = "time_field" if text.startswith("time_field") else "fields"
+        raise ValueError(f"{key}: {text.removeprefix('time_field ')}") from error
+
+
+def kafka_connection(settings: KafkaSettings) -> dict[str, Any]:
+    """Return what every Kafka client of this application is given, in kafka-python's words."""
+    connection: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "client_id": settings.client_id,
+        "security_protocol": settings.security_protocol,
+        "bootstrap_timeout_ms": int(settings.connect_timeout.total_seconds() * 1000),
+    }
+    if settings.security_protocol.startswith("SASL"):
+        connection |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_plain_username,
+            "sasl_plain_password": _password(settings),
+        }
+    if settings.security_protocol.endswith("SSL"):
+        files = {"ssl_cafile": settings.ssl_cafile, "ssl_certfile": settings.ssl_certfile}
+        files["ssl_keyfile"] = settings.ssl_keyfile
+        connection |= {name: str(path) for name, path in files.items() if path is not None}
+        connection["ssl_check_hostname"] = settings.ssl_check_hostname
+    return connection
+
+
+def _password(settings: KafkaSettings) -> str | None:
+    if settings.sasl_plain_password_file is not None:
+        return settings.sasl_plain_password_file.read_text(encoding="utf-8").strip()
+    return settings.sasl_plain_password.get_secret_value() if settings.sasl_plain_password else None
+
+
+def make_decoder(settings: Settings) -> Decoder:
+    """Return the decoder of the declared records."""
+    return DECODERS["json"](record_schema(settings.record), max_record_size=int(settings.input.max_record_size))
+
+
+def make_source(settings: Settings, *, on_rebalance: Callable[[], None] | None = None) -> KafkaSource:
+    """Connect to the input topics as a member of the group; raises what :class:`KafkaSource` raises."""
+    from consumers.sources.kafka import KafkaSource
+
+    return KafkaSource(
+        settings.input.topics,
+        group_id=settings.input.group_id,
+        connection=kafka_connection(settings.kafka),
+        start=settings.input.start,
+        max_batch=settings.input.max_batch,
+        session_timeout_s=settings.input.session_timeout.total_seconds(),
+        on_rebalance=on_rebalance,
+    )
+
+
+def make_sink(settings: Settings) -> KafkaSink:
+    """Connect to the output topics; raises what :class:`KafkaSink` raises."""
+    from consumers.sinks.kafka import KafkaSink
+
+    output = settings.output
+    return KafkaSink(
+        kafka_connection(settings.kafka),
+        scores_topic=output.scores_topic,
+        alerts_topic=output.alerts_topic,
+        dead_letter_topic=output.dead_letter_topic,
+        include_record=output.include_record,
+        flush_timeout_s=output.flush_timeout.total_seconds(),
+    )
+
+
+def make_registry(settings: Settings) -> Registry:
+    """Open the model registry; nothing is read or written yet."""
+    return Registry(settings.registry.url, keep=settings.registry.keep)
+
+
+def make_window_reader(settings: Settings) -> WindowReader:
+    """Return the reader of training windows, with a consumer of its own that belongs to no group."""
+    from consumers.logs import KafkaLog
+    from consumers.windows import WindowReader
+
+    window = settings.window
+    return WindowReader(
+        KafkaLog(settings.input.topics, connection=kafka_connection(settings.kafka)),
+        make_decoder(settings),
+        mode=window.mode,
+        max_size=window.max_size,
+        span_s=window.span.total_seconds() if window.span is not None else None,
+        seed=settings.training.seed,
+    )
+
+
+def make_training_config(settings: Settings) -> TrainingConfig:
+    """Return how a model is trained.
+
+    Raises
+    ------
+    ValueError
+        If the options do not fit the representation.
+    """
+    from models.training import TrainingConfig
+
+    training = settings.training
+    return TrainingConfig(
+        representation=training.representation,
+        representation_options=dict(training.representation_options),
+        n_subsets=training.n_subsets,
+        gamma=training.gamma,
+        contamination=training.contamination,
+        false_alarm_rate=settings.threshold.false_alarm_rate,
+    )
+
+
+def make_triggers(settings: Settings, *, clock: Callable[[], float]) -> tuple[ClockTrigger | None, CountTrigger | None]:
+    """Return the trainer's own triggers, None where the settings leave one out."""
+    training = settings.training
+    every = ClockTrigger(training.every.total_seconds(), clock=clock) if training.every is not None else None
+    count = CountTrigger(training.every_records) if training.every_records is not None else None
+    return every, count
+
+
+def make_drift_trigger(settings: Settings) -> DriftTrigger | None:
+    """Return the scorer's watch over its own verdicts, None if the settings leave it out."""
+    return DriftTrigger() if settings.training.on_drift else None

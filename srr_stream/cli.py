@@ -1,0 +1,224 @@
+"""The command line. Each command is a few lines: read the settings, put the parts together, run, say how it ended.
+
+Exit codes: 0 all went well · 1 a defect · 2 the command line or the settings are wrong · 3 something outside is wrong:
+broker, topic, registry, port, or too few records · 4 the gate rejected the model of ``train --once``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from consumers.errors import ConsumersError
+from srr_stream.errors import NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
+from srr_stream.metrics import package_version
+
+if TYPE_CHECKING:
+    from srr_stream.settings import Settings
+
+EXIT_SETTINGS = 2
+EXIT_OUTSIDE = 3
+EXIT_REJECTED = 4
+
+_EPILOG = """\b
+Exit codes: 0 all went well; 1 a defect; 2 the command line or the settings are wrong;
+3 something outside is wrong: broker, topic, registry, port, or too few records;
+4 the gate rejected the model of train --once."""
+
+_config = click.option(
+    "-c",
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Settings file (YAML). SRR__SECTION__KEY in the environment goes over it.",
+)
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_version(), prog_name="srr-stream")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much is logged, to standard error.",
+)
+def main(log_level: str) -> None:
+    """Find anomalies in a contaminated, unlabelled Kafka stream."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kafka").setLevel(logging.ERROR if log_level != "debug" else logging.DEBUG)
+
+
+@main.command()
+@_config
+def run(path: Path) -> None:
+    """Score the stream and train beside it, until stopped."""
+    _serve(path, has_trainer=True)
+
+
+@main.command()
+@_config
+def score(path: Path) -> None:
+    """Score the stream with what the registry holds; another process trains."""
+    _serve(path, has_trainer=False)
+
+
+@main.command()
+@_config
+@click.option("--once", is_flag=True, help="Train now, once, print the manifest's essentials as JSON, and end.")
+def train(path: Path, once: bool) -> None:
+    """Train whenever it is due, and publish to the registry; another process scores."""
+    with _clear_errors():
+        settings = _load(path)
+        if not once:
+            from srr_stream.trainer_process import run_trainer
+
+            run_trainer(settings, should_stop=_stop_on_signals(), on_status=lambda status: None)
+            return
+        from srr_stream.trainer_process import train_once
+
+        outcome = train_once(settings, on_status=lambda status: None)
+    manifest = outcome.manifest
+    essentials = {
+        "version": manifest.version,
+        "promoted": outcome.promoted,
+        "gate": outcome.report.reason,
+        "n_records": manifest.window["n_records"],
+        "training": manifest.training,
+    }
+    click.echo(json.dumps(essentials, indent=1))
+    if not outcome.promoted:
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command("check-config")
+@_config
+def check_config(path: Path) -> None:
+    """Check a settings file, without a network; say everything that is wrong with it at once."""
+    with _clear_errors():
+        settings = _load(path)
+    n_fields = len(settings.record.fields)
+    click.echo(f"{path}: good; {n_fields} fields of {', '.join(settings.input.topics)}")
+
+
+@main.command()
+@_config
+@click.option("--reason", default="asked for by hand", show_default=True, help="Kept in the model's manifest.")
+def retrain(path: Path, reason: str) -> None:
+    """Ask the running trainer for a training, wherever it runs."""
+    with _clear_errors():
+        from srr_stream.assembly import make_registry
+
+        make_registry(_load(path)).request_training(reason)
+    click.echo("asked; the trainer takes it up when training.min_interval has passed since its last training")
+
+
+@main.command()
+@_config
+def rollback(path: Path) -> None:
+    """Make the previous model the champion again; scorers swap within registry.poll_every."""
+    with _clear_errors():
+        from srr_stream.assembly import make_registry
+
+        pointer = make_registry(_load(path)).rollback()
+    click.echo(f"champion is version {pointer.champion} again, it was version {pointer.previous}")
+
+
+@main.command()
+@click.option("--dataset", type=click.Choice(["kdd", "thyroid", "arrhythmia"]), default="kdd", show_default=True)
+@click.option(
+    "--input",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Replay your own CSV, NDJSON or Parquet file instead.",
+)
+@click.option("--rate", type=click.IntRange(min=1), help="Records a second. [default: 75 s for the whole stream]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document on standard output.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("srr-stream-demo.png"),
+    show_default=True,
+    help="Where the picture goes.",
+)
+@click.option("--scorer-port", type=click.IntRange(0, 65535), default=0, help="Port of the scorer's metrics; 0: free.")
+@click.option("--trainer-port", type=click.IntRange(0, 65535), default=0, help="Port of the trainer's; 0: free.")
+def demo(
+    dataset: str,
+    file: Path | None,
+    rate: int | None,
+    as_json: bool,
+    plot: Path,
+    scorer_port: int,
+    trainer_port: int,
+) -> None:
+    """Watch it work: an embedded broker, a real stream, a summary against its labels. Ends by itself."""
+    from srr_stream.demo.run import DemoOptions, run_demo
+
+    logging.getLogger().setLevel(logging.ERROR)  # the live view tells it better
+    with _clear_errors():
+        options = DemoOptions(dataset, file, rate, plot, scorer_port, trainer_port)
+        result = run_demo(options, should_stop=_stop_on_signals())
+    if as_json:
+        click.echo(json.dumps(result.summary.to_dict()))
+    else:
+        click.echo(result.text)
+    if result.failure:
+        click.echo(f"error: {result.failure}", err=True)
+        sys.exit(1)
+
+
+def _serve(path: Path, *, has_trainer: bool) -> None:
+    with _clear_errors():
+        settings = _load(path)
+        from srr_stream.service import Service
+
+        Service(settings, has_trainer=has_trainer).run(_stop_on_signals())
+
+
+def _load(path: Path) -> Settings:
+    from srr_stream.loading import load_settings
+
+    return load_settings(path)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Say an expected error in a line and exit with its code; a defect keeps its traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(EXIT_SETTINGS)
+    except (ConsumersError, RegistryError, NotEnoughRecords, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_OUTSIDE)
+    except SrrStreamError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """Return whether SIGTERM or SIGINT came; a second one exits at once."""
+    stop = threading.Event()
+
+    def note(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return stop.is_set

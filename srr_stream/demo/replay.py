@@ -1,0 +1,225 @@
+"""A finite stream of records into a Kafka topic at a steady rate, every so many of them malformed on purpose."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import orjson
+
+from consumers.records import FieldKind, RecordSchema
+
+MALFORMED_EVERY = 1000
+_TICK_S = 0.01
+"""How often the replay looks what is due: bursts of a hundredth of a second's records."""
+_MARK = "\0here"
+"""Stands for a token that is no JSON value, until the record is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record of the replay; `index` counts from 0 and becomes its key."""
+
+    index: int
+    value: bytes
+    is_malformed: bool
+
+
+def make_stream(
+    values: Iterable[bytes], every: int = MALFORMED_EVERY, *, schema: RecordSchema | None = None
+) -> Iterator[Event]:
+    """Yield the records in order, every `every`-th spoilt, each time in another way.
+
+    Parameters
+    ----------
+    values
+        JSON objects.
+    schema
+        What the records must be. If given, fields are spoilt too: a number sent as text, a required field left out.
+        If None, only what no schema allows is done.
+
+    Examples
+    --------
+    >>> [event.value for event in make_stream([b'{"x": 1}'] * 4, every=2)]
+    [b'{"x": 1}', b'{"x"', b'{"x": 1}', b'[{"x": 1}]']
+    """
+    ways = cycle(_ways(schema))
+    for index, value in enumerate(values):
+        is_malformed = index % every == every - 1
+        yield Event(index, next(ways)(value) if is_malformed else value, is_malformed)
+
+
+class Replay:
+    """Produce `values` into `topic` from a thread of its own.
+
+    Parameters
+    ----------
+    values
+        JSON objects; read as they are due.
+    rate
+        Records a second, by the clock: a delay is made up for. Key: the running index.
+    every, schema
+        Which records are malformed, and how: see :func:`make_stream`.
+    send_timeout_s
+        How long the broker may take to accept or to confirm a record; longer ends the replay with an error.
+    """
+
+    def __init__(
+        self,
+        values: Iterable[bytes],
+        bootstrap_servers: str,
+        topic: str,
+        *,
+        rate: float,
+        every: int = MALFORMED_EVERY,
+        schema: RecordSchema | None = None,
+        send_timeout_s: float = 20.0,
+    ) -> None:
+        if not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"rate is {rate!r}; allowed: records a second above 0")
+        self.index_by_id: dict[str, int] = {}
+        """``topic-partition-offset`` → index, of every record that the broker has confirmed."""
+        self.malformed: set[int] = set()
+        """Indices of what was spoilt on purpose, as far as confirmed."""
+        self.error: Exception | None = None
+        """What ended the replay before its end."""
+        self._events = make_stream(values, every, schema=schema)
+        self._bootstrap_servers = bootstrap_servers
+        self._topic = topic
+        self._rate = rate
+        self._send_timeout_s = send_timeout_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
+        self._is_done = threading.Event()
+
+    @property
+    def n_produced(self) -> int:
+        """How many records the broker has confirmed."""
+        return len(self.index_by_id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come: the end, a stop or an error; all that was sent is then settled."""
+        return self._is_done.is_set()
+
+    def start(self) -> None:
+        """Begin; once only."""
+        self._thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return whether the replay is done, after waiting for it at most so long."""
+        return self._is_done.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Send nothing more and return when what was sent is settled; twice is fine."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._produce()
+        except Exception as error:  # whoever started the thread learns of it, instead of the thread's own log
+            self.error = error
+        finally:
+            self._is_done.set()
+
+    def _produce(self) -> None:
+        from kafka import KafkaProducer
+
+        timeout_ms = int(self._send_timeout_s * 1000)
+        producer = KafkaProducer(
+            bootstrap_servers=self._bootstrap_servers,
+            acks="all",
+            enable_idempotence=True,
+            allow_auto_create_topics=False,
+            linger_ms=5,
+            max_block_ms=timeout_ms,
+            request_timeout_ms=timeout_ms // 2,
+            delivery_timeout_ms=timeout_ms,
+            metrics_enabled=False,
+        )
+        try:
+            for event in self._paced():
+                future = producer.send(self._topic, event.value, key=str(event.index).encode())
+                future.add_callback(partial(self._confirm, event))
+                future.add_errback(self._fail)
+            producer.flush(self._send_timeout_s)
+        finally:
+            producer.close(timeout=self._send_timeout_s)
+
+    def _paced(self) -> Iterator[Event]:
+        """Yield every event when it is due, until told to stop."""
+        started = time.monotonic()
+        for event in self._events:
+            while time.monotonic() - started < event.index / self._rate:
+                if self._stop.wait(_TICK_S):
+                    return
+            if self._stop.is_set():
+                return
+            yield event
+
+    def _confirm(self, event: Event, metadata: Any) -> None:
+        if event.is_malformed:
+            self.malformed.add(event.index)
+        self.index_by_id[f"{metadata.topic}-{metadata.partition}-{metadata.offset}"] = event.index
+
+    def _fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+        self._stop.set()
+
+
+_Way = Callable[[bytes], bytes]
+
+
+def _ways(schema: RecordSchema | None) -> list[_Way]:
+    """Return ways to spoil a record, each of which leaves no doubt that it is bad."""
+    ways: list[_Way] = [
+        _cut,
+        _in_an_array,
+        partial(_spoilt, path=None, token=b"NaN"),
+        partial(_spoilt, path=None, token=b"1e999"),
+    ]
+    fields = schema.fields if schema is not None else ()
+    numeric = [field.path for field in fields if field.kind is FieldKind.NUMERIC]
+    required = [field.path for field in fields if field.is_required]
+    ways += [partial(_spoilt, path=path, token=b'"0"') for path in numeric[:1]]
+    ways += [partial(_spoilt, path=path, token=None) for path in required[:1]]
+    return ways
+
+
+def _cut(value: bytes) -> bytes:
+    value = value.rstrip()
+    return value[: len(value) // 2]
+
+
+def _in_an_array(value: bytes) -> bytes:
+    return b"[" + value + b"]"
+
+
+def _spoilt(value: bytes, *, path: tuple[str, ...] | None, token: bytes | None) -> bytes:
+    """Put `token` where the value at `path` was (None: at the first key), or leave the key out if it is None."""
+    try:
+        record = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict):
+        return _cut(value)  # it was bad before; it stays bad
+    *parents, last = path or list(record)[:1] or ["x"]
+    node = record
+    for key in parents:
+        if not isinstance(node.get(key), dict):
+            node[key] = {}
+        node = node[key]
+    if token is None:
+        node.pop(last, None)
+        return orjson.dumps(record)
+    node[last] = _MARK
+    return orjson.dumps(record).replace(orjson.dumps(_MARK), token)

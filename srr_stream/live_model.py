@@ -1,0 +1,185 @@
+"""The model that scores, replaced by one assignment between two batches.
+
+A thread looks at the registry's pointer, loads what it names and checks it; only a model that passes every check is
+assigned to :attr:`LiveModel.current`. The scorer reads that attribute once a batch: a batch is scored by one version.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srr_stream.errors import ModelRefused, RegistryError
+from srr_stream.registry import Manifest, Registry
+
+if TYPE_CHECKING:
+    from models.detector import Model
+
+log = logging.getLogger(__name__)
+
+CANARY_TOLERANCE = 1e-6
+"""Relative: another machine's matrix product differs in the last bits, a damaged model by much more."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model that may score, with what is known of it."""
+
+    model: Model
+    manifest: Manifest
+
+    @property
+    def version(self) -> int:
+        """The number that every verdict of this model carries."""
+        return self.manifest.version
+
+
+class LiveModel:
+    """The champion of a registry, loaded and checked.
+
+    Parameters
+    ----------
+    schema_digest
+        Digest of the schema that records are decoded by; a model trained on another one is refused.
+    false_alarm_rate
+        α of the live settings; it overrides the one that the model was trained with.
+    on_swap
+        Called with the new `Live` after every swap.
+    on_refusal
+        Called with the version and the reason (a metric label) after every refusal.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        schema_digest: str,
+        false_alarm_rate: float,
+        poll_every_s: float = 1.0,
+        on_swap: Callable[[Live], None] | None = None,
+        on_refusal: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self.current: Live | None = None
+        self.problem: str | None = None
+        """Why the registry's champion is not live, in words; None if it is, or if there is none yet."""
+        self._registry = registry
+        self._schema_digest = schema_digest
+        self._false_alarm_rate = false_alarm_rate
+        self._poll_every_s = poll_every_s
+        self._on_swap = on_swap
+        self._on_refusal = on_refusal
+        self._refused: int | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def refresh(self) -> bool:
+        """Look at the pointer once; load, check and swap if it names another version. Return whether it swapped."""
+        try:
+            champion = self._registry.pointer().champion
+            if champion is not None and champion == self._refused:
+                return False
+            if champion == (self.current.version if self.current else None):
+                self.problem = self._refused = None
+                return False
+            if champion is None:
+                self._note(f"registry {self._registry.url} names no champion any more; the live model stays")
+                return False
+            try:
+                live = self._load(champion)
+            except ModelRefused as error:
+                self._refuse(champion, error)
+                return False
+        except RegistryError as error:
+            self._note(str(error))
+            return False
+        self.current = live
+        self.problem = self._refused = None
+        log.info("version %d (%s) is live: %s", live.version, live.model.representation_name, live.manifest.reason)
+        if self._on_swap is not None:
+            self._on_swap(live)
+        return True
+
+    def start(self) -> None:
+        """Watch the pointer from a thread of its own."""
+        self._thread = threading.Thread(target=self._watch, name="live-model", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; twice is fine."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.refresh()
+            self._stop.wait(self._poll_every_s)
+
+    def _load(self, version: int) -> Live:
+        model, manifest = self._registry.load(version)
+        if manifest.schema_digest != self._schema_digest:
+            raise ModelRefused(
+                "it was trained on another schema than record.fields of these settings; train anew", reason="schema"
+            )
+        check_canary(model, manifest.canary)
+        return Live(model.with_false_alarm_rate(self._false_alarm_rate), manifest)
+
+    def _refuse(self, version: int, error: ModelRefused) -> None:
+        """Keep the old model, and do not try this one again."""
+        self._refused = version
+        self._note(f"version {version} refused ({error.reason}): {error}")
+        if self._on_refusal is not None:
+            self._on_refusal(version, error.reason)
+
+    def _note(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("%s", problem)
+        self.problem = problem
+
+
+def make_canary(model: Model) -> dict[str, Any]:
+    """Return made-up rows and the scores that `model` gives them, as JSON, to be checked wherever it is loaded."""
+    columns = model.canary()
+    return {
+        "columns": {name: [_plain(value) for value in values] for name, values in columns.items()},
+        "categorical": [name for name, values in columns.items() if values.dtype == object],
+        "score": model.score(columns).score.tolist(),
+    }
+
+
+def check_canary(model: Model, canary: Mapping[str, Any]) -> None:
+    """Raise `ModelRefused` unless the model scores the canary rows as it did when it was made."""
+    try:
+        columns = {
+            name: _column(values, is_categorical=name in canary["categorical"])
+            for name, values in canary["columns"].items()
+        }
+        expected = np.asarray(canary["score"], dtype=np.float64)
+        actual = model.score(columns).score
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelRefused(f"cannot score its canary batch: {error!r}", reason="canary") from error
+    if actual.shape != expected.shape or not len(actual):
+        raise ModelRefused(f"canary batch has {len(actual)} rows and {expected.size} scores", reason="canary")
+    if not np.allclose(actual, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+        worst = float(np.max(np.abs(actual - expected)))
+        raise ModelRefused(f"scores its canary batch differently, by up to {worst:.3g}", reason="canary")
+
+
+def _plain(value: object) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    number = float(value)  # type: ignore[arg-type]  # an element of a numeric column
+    return None if np.isnan(number) else number
+
+
+def _column(values: list[float | str | None], *, is_categorical: bool) -> NDArray[Any]:
+    if is_categorical:
+        return np.array(values, dtype=object)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,184 @@
+"""Settings out of a YAML file, the environment over it: every problem at once, with its path and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings.exceptions import SettingsError as VariableError
+
+from srr_stream.assembly import make_training_config, record_schema
+from srr_stream.errors import SettingsError
+from srr_stream.settings import ENV_PREFIX, FileSettings, SchemaSettings, Settings
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a settings file.
+
+    Raises
+    ------
+    SettingsError
+        With every problem at once: its path, what was given, what is allowed, the nearest key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            [f"{path}: cannot be read: {error.strerror}; give the path of a YAML file with -c"]
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text: it quotes the line, and the line may hold a password.
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = re.sub(r"'[^']{2,}'", "'…'", error.problem or "unreadable")
+        raise SettingsError([f"{path}: is not YAML: {where}{problem}"]) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError([f"{path}: is not YAML: {error}"]) from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SettingsError([f"{path}: must be a mapping of sections, but is a {type(content).__name__}"])
+    return check_settings(content)
+
+
+def check_settings(content: Mapping[str, Any], *, use_environment: bool = True) -> Settings:
+    """Check settings given as a mapping; see :func:`load_settings`.
+
+    Without `use_environment` nothing but `content` counts: the demo must never reach the brokers of a production
+    whose address is in the shell.
+    """
+    # A section whose every line is commented out is null in YAML: it means the defaults.
+    sections = {str(key): {} if value is None else value for key, value in content.items()}
+    # pydantic-settings would take `_env_file` and its like for its own arguments.
+    own = {key: sections.pop(key) for key in list(sections) if key.startswith("_")}
+    problems = [f"{key}: unknown key; allowed: {', '.join(Settings.model_fields)}" for key in own]
+    problems += _unknown_variables() if use_environment else []
+    settings: Settings | None = None
+    try:
+        settings = (Settings if use_environment else FileSettings)(**sections)
+    except ValidationError as error:
+        problems += [_describe(detail) for detail in error.errors()]
+    except VariableError as error:
+        problems.append(f"environment: {error}; lists and mappings must be JSON there")
+    if settings is not None:
+        problems += _contradictions(settings)
+    if problems or settings is None:
+        raise SettingsError(problems)
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    window, kafka, output = settings.window, settings.kafka, settings.output
+    if window.max_size < window.min_size:
+        problems.append(f"window.max_size: is {window.max_size}; allowed: at least window.min_size ({window.min_size})")
+    if window.mode != "latest" and window.span is None:
+        problems.append(f"window.span: is missing; needed with window.mode: {window.mode}, such as span: 6h")
+    if not output.alerts_topic and not output.scores_topic:
+        problems.append("output: verdicts would go nowhere; set output.alerts_topic, output.scores_topic or both")
+    written = [t for t in (output.alerts_topic, output.scores_topic, output.dead_letter_topic) if t]
+    problems += [
+        f"output: topic {topic!r} is also an input topic; verdicts would be read again as records; use another name"
+        for topic in sorted(set(written) & set(settings.input.topics))
+    ]
+    if len(set(written)) < len(written):
+        problems.append(f"output: topics must differ from each other, got {', '.join(written)}")
+    if kafka.security_protocol.startswith("SASL"):
+        if kafka.sasl_mechanism is None:
+            problems.append(
+                f"kafka.sasl_mechanism: is missing; needed with security_protocol {kafka.security_protocol}: "
+                "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+            )
+        if kafka.sasl_plain_password is None and kafka.sasl_plain_password_file is None:
+            problems.append("kafka.sasl_plain_password_file: is missing; needed with SASL (or sasl_plain_password)")
+        if kafka.sasl_plain_username is None:
+            problems.append("kafka.sasl_plain_username: is missing; needed with SASL")
+    for key in ("sasl_plain_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        file = getattr(kafka, key)
+        if file is not None and not file.is_file():
+            problems.append(f"kafka.{key}: there is no file {str(file)!r}")
+    return problems + _training_problems(settings) + _schema_problems(settings.record)
+
+
+def _training_problems(settings: Settings) -> list[str]:
+    training = settings.training
+    if training.gamma is not None and training.contamination is not None:
+        return [
+            f"training.gamma: is {training.gamma}; allowed: nothing beside training.contamination "
+            f"({training.contamination}), from which gamma follows; give one of them"
+        ]
+    if not training.representation_options:
+        return []  # spares a command that only checks settings the second that importing the models takes
+    try:
+        make_training_config(settings)
+    except ValueError as error:
+        return [f"training.representation_options: {error}"]
+    return []
+
+
+def _schema_problems(schema: SchemaSettings) -> list[str]:
+    try:
+        record_schema(schema)
+    except ValueError as error:
+        return [f"record.{error}"]
+    return []
+
+
+def _describe(detail: ErrorDetails) -> str:
+    """Say a validation error as path, what was given, what is allowed, and the nearest key."""
+    where = [str(part) for part in detail["loc"]]
+    path = ".".join(where)
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at(where[:-1])
+        near = difflib.get_close_matches(where[-1], allowed, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+        return f"{path}: unknown key; {advice}"
+    if detail["type"] == "missing":
+        return f"{path}: is missing; it has no default"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["type"] == "model_type":
+        message = f"a mapping of {', '.join(_keys_at(where))}"
+    return f"{path}: is {_shown(path, detail['input'])}; allowed: {message}"
+
+
+def _shown(path: str, given: object) -> str:
+    """Show a wrong value, but never a secret, nor what may contain one."""
+    if path == "kafka" or "password" in path:
+        return f"a {type(given).__name__} (not shown)"
+    shown = repr(given)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _keys_at(where: list[str]) -> list[str]:
+    """Return the keys that are allowed at a path of the settings."""
+    model: type[BaseModel] = Settings
+    for part in where:
+        if part.isdigit():
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next(a for a in inner if issubclass(a, BaseModel))
+    return list(model.model_fields)
+
+
+def _unknown_variables() -> list[str]:
+    """Return a problem for every ``SRR__SECTION`` of the environment that is no section.
+
+    Keys inside a section are checked by the section itself; a section that does not exist would be ignored.
+    """
+    problems = []
+    for name in os.environ:
+        if name.upper().startswith(ENV_PREFIX):
+            section = name[len(ENV_PREFIX) :].split("__")[0].lower()
+            if section not in Settings.model_fields:
+                near = difflib.get_close_matches(section, list(Settings.model_fields), n=1)
+                advice = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(Settings.model_fields)}"
+                problems.append(f"environment variable {name}: unknown section {section!r}; {advice}")
+    return problems

@@ -1,0 +1,197 @@
+"""The scorer: read a batch, score it with the live model, publish the verdicts, commit.
+
+One turn of the loop is :meth:`Scorer.turn`. Its order carries the promise *at least once*: verdicts and dead letters
+are durable before the offsets behind them are committed. Nothing is in flight between two turns, so a partition that is
+taken away during a poll has nothing left to flush.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from consumers.decoding import Decoder
+from consumers.records import BadRecord, Contribution, Decoded, Position, RawRecord, Verdicts
+from consumers.sinks import Sink
+from consumers.sources import Source
+from srr_stream.health import Health
+from srr_stream.live_model import Live, LiveModel
+from srr_stream.metrics import ScorerMetrics
+from srr_stream.triggers import DriftTrigger
+
+log = logging.getLogger(__name__)
+
+
+class Scorer:
+    """Give every record a verdict, in order, until told to stop.
+
+    Parameters
+    ----------
+    n_reasons
+        How many fields a flagged record's reason names.
+    drift
+        Watches the verdicts; when it is due, `on_drift` is called with its reason. None: nobody watches.
+    why_no_model
+        Asked, while there is no model, what is waited for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        decoder: Decoder,
+        live_model: LiveModel,
+        sink: Sink,
+        *,
+        metrics: ScorerMetrics,
+        health: Health,
+        poll_timeout_s: float = 0.2,
+        n_reasons: int = 5,
+        drift: DriftTrigger | None = None,
+        on_drift: Callable[[str], None] | None = None,
+        why_no_model: Callable[[], str] = lambda: "no model in the registry yet",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._live_model = live_model
+        self._sink = sink
+        self._metrics = metrics
+        self._health = health
+        self._poll_timeout_s = poll_timeout_s
+        self._n_reasons = n_reasons
+        self._drift = drift
+        self._on_drift = on_drift
+        self._why_no_model = why_no_model
+        self._clock = clock
+        self._is_holding = False
+        self._version: int | None = None
+        self._lagging: set[Position] = set()
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Go round until `should_stop`; then close the sink and leave the group."""
+        try:
+            while not should_stop():
+                self.turn()
+        finally:
+            self._health.not_ready("stopping")
+            self._sink.close()
+            self._source.close()
+
+    def turn(self) -> int:
+        """Do one batch and return how many records it had; without a model, hold."""
+        self._health.beat()
+        live = self._live_model.current
+        if live is None:
+            self._hold()
+            return 0
+        if self._is_holding:
+            self._source.resume()
+            self._is_holding = False
+        self._notice(live)
+        raw = self._source.poll(self._poll_timeout_s)
+        if raw:
+            self._do(raw, live)
+        self._report_positions()
+        return len(raw)
+
+    def _hold(self) -> None:
+        """Keep the partitions without reading: what is not read is not lost, and the first model scores it."""
+        self._source.pause()
+        self._is_holding = True
+        self._source.poll(self._poll_timeout_s)
+        self._health.not_ready(f"holding, records stay in the log until the first model: {self._why_no_model()}")
+        self._report_positions()
+
+    def _do(self, raw: Sequence[RawRecord], live: Live) -> None:
+        with self._timed("decode"):
+            decoded = self._decoder.decode(raw)
+        verdicts = self._judge(decoded, live)
+        with self._timed("publish"):
+            self._sink.write(verdicts)
+            self._sink.write_bad(decoded.bad)
+            self._sink.flush()
+        with self._timed("commit"):
+            self._source.commit(positions_after(raw))
+        self._count(raw, verdicts, decoded.bad)
+        self._watch_drift(verdicts)
+
+    def _judge(self, decoded: Decoded, live: Live) -> Verdicts:
+        batch = decoded.batch
+        with self._timed("score"):
+            scores = live.model.score(batch.features)
+        with self._timed("explain"):
+            rows = np.flatnonzero(scores.flagged) if self._n_reasons else np.empty(0, dtype=np.intp)
+            flagged = {name: column[rows] for name, column in batch.features.items()}
+            explained = live.model.explain(flagged, n_top=self._n_reasons) if len(rows) else []
+        contributions = {
+            int(row): tuple(Contribution(*part) for part in parts) for row, parts in zip(rows, explained, strict=True)
+        }
+        return Verdicts(
+            batch, live.version, scores.score, scores.p_value, scores.severity, scores.flagged, contributions
+        )
+
+    def _count(self, raw: Sequence[RawRecord], verdicts: Verdicts, bad: Sequence[BadRecord]) -> None:
+        metrics, now = self._metrics, self._clock()
+        for topic, n in Counter(record.topic for record in raw).items():
+            metrics.records_consumed.labels(topic).inc(n)
+        good = verdicts.batch.raw
+        flags = zip((record.topic for record in good), verdicts.flagged.tolist(), strict=True)
+        for (topic, is_flagged), n in Counter(flags).items():
+            metrics.records_scored.labels(topic, "flagged" if is_flagged else "normal").inc(n)
+        for (topic, reason), n in Counter((record.raw.topic, record.reason) for record in bad).items():
+            metrics.records_dead_lettered.labels(topic, reason).inc(n)
+        if good:
+            metrics.severity.observe(verdicts.severity)
+            produced_at = np.array([record.timestamp for record in good]) / 1000
+            metrics.event_latency.observe(np.maximum(now - produced_at, 0.0))
+            metrics.last_scored.set(now)
+
+    def _watch_drift(self, verdicts: Verdicts) -> None:
+        if self._drift is None:
+            return
+        self._drift.update(verdicts.flagged, verdicts.severity)
+        for name, value in self._drift.statistics.items():
+            self._metrics.drift.labels(name).set(value)
+        if self._drift.reason is not None and self._on_drift is not None:
+            log.info("drift: %s", self._drift.reason)
+            self._on_drift(self._drift.reason)
+            self._drift.reset()
+
+    def _notice(self, live: Live) -> None:
+        """Take note of a swap: a new model has rates of its own, so the watch over them begins anew."""
+        if live.version == self._version:
+            return
+        self._version = live.version
+        if self._drift is not None:
+            self._drift.reset()
+
+    def _report_positions(self) -> None:
+        assigned = self._source.assignment
+        self._metrics.partitions_assigned.set(len(assigned))
+        self._metrics.partitions_paused.set(len(assigned) if self._is_holding else 0)
+        lag = self._source.lag()
+        for topic, partition in self._lagging - set(lag):
+            self._metrics.partition_lag.remove(topic, str(partition))
+        for (topic, partition), n in lag.items():
+            self._metrics.partition_lag.labels(topic, str(partition)).set(n)
+        self._lagging = set(lag)
+        if not self._is_holding:
+            if assigned:
+                self._health.ready(f"scoring {len(assigned)} partitions with version {self._version}")
+            else:
+                self._health.not_ready("waiting for partitions: the group has not assigned any to this member")
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        with self._metrics.stage_duration.labels(stage).time():
+            yield
+
+
+def positions_after(raw: Sequence[RawRecord]) -> Mapping[Position, int]:
+    """Return the next offset to read of every partition in `raw`, whose records are in order within a partition."""
+    return {(record.topic, record.partition): record.offset + 1 for record in raw}

@@ -1,0 +1,156 @@
+"""The service: a scorer in this process, a trainer in a process beside it, and what keeps them going.
+
+A lost broker is backed off from in one place, here: the connections are made anew and reading goes on from what was
+committed. Scoring and training know nothing of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from threadpoolctl import threadpool_limits
+
+from consumers.errors import BrokerUnavailable, SinkError
+from srr_stream import assembly
+from srr_stream.api import HttpEndpoint
+from srr_stream.errors import RegistryError
+from srr_stream.health import Health
+from srr_stream.live_model import Live, LiveModel
+from srr_stream.metrics import ScorerMetrics
+from srr_stream.scorer import Scorer
+from srr_stream.settings import Settings
+from srr_stream.trainer_process import TrainerProcess
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.5
+_MAX_RETRY_S = 15.0
+_STEADY_S = 30.0
+"""A connection that lasted so long was good: the next retry is quick again."""
+
+
+class Service:
+    """Score the input topics and, unless `has_trainer` is false, keep a trainer process going beside.
+
+    Parameters
+    ----------
+    on_swap
+        Called with every model that becomes live, from the thread that loaded it.
+    """
+
+    def __init__(
+        self, settings: Settings, *, has_trainer: bool = True, on_swap: Callable[[Live], None] = lambda live: None
+    ) -> None:
+        self._settings = settings
+        self._on_swap = on_swap
+        self.metrics_registry = CollectorRegistry()
+        self.metrics = ScorerMetrics(self.metrics_registry)
+        self.health = Health(live_timeout_s=settings.http.live_timeout.total_seconds())
+        self.registry = assembly.make_registry(settings)
+        self.live_model = LiveModel(
+            self.registry,
+            schema_digest=assembly.record_schema(settings.record).digest,
+            false_alarm_rate=settings.threshold.false_alarm_rate,
+            poll_every_s=settings.registry.poll_every.total_seconds(),
+            on_swap=self._note_swap,
+            on_refusal=lambda version, reason: self.metrics.model_swaps.labels(f"refused_{reason}").inc(),
+        )
+        self.trainer = TrainerProcess(settings) if has_trainer else None
+        self.port = 0
+        """Where the scorer's metrics are, once it runs."""
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until `should_stop`; then finish the batch, commit, leave the group and stop the trainer.
+
+        Raises
+        ------
+        TopicMissing, NotAuthorized
+            At the start, if an operator must act before anything can work.
+        OSError
+            If the port of the endpoint is taken.
+        """
+        http = self._settings.http
+        endpoint = HttpEndpoint(http.host, http.scorer_port, registry=self.metrics_registry, health=self.health)
+        self.port = endpoint.port
+        # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
+        threadpool_limits(1)
+        try:
+            self.live_model.start()
+            if self.trainer is not None:
+                self.trainer.start()
+            self._score(should_stop)
+        finally:
+            if self.trainer is not None:
+                self.trainer.stop()
+            self.live_model.stop()
+            endpoint.close()
+
+    def _score(self, should_stop: Callable[[], bool]) -> None:
+        retry_s = _FIRST_RETRY_S
+        while not should_stop():
+            started = time.monotonic()
+            try:
+                self._score_while_connected(should_stop)
+            except (BrokerUnavailable, SinkError) as error:
+                if time.monotonic() - started > _STEADY_S:
+                    retry_s = _FIRST_RETRY_S
+                log.warning("%s; next try in %g s", error, retry_s)
+                self._wait(retry_s, str(error), should_stop)
+                retry_s = min(2 * retry_s, _MAX_RETRY_S)
+
+    def _score_while_connected(self, should_stop: Callable[[], bool]) -> None:
+        settings = self._settings
+        self.health.not_ready(f"connecting to {settings.kafka.bootstrap_servers}")
+        sink = assembly.make_sink(settings)
+        try:
+            source = assembly.make_source(settings, on_rebalance=self.metrics.rebalances.inc)
+        except BaseException:
+            sink.close()
+            raise
+        scorer = Scorer(
+            source,
+            assembly.make_decoder(settings),
+            self.live_model,
+            sink,
+            metrics=self.metrics,
+            health=self.health,
+            poll_timeout_s=settings.input.poll_timeout.total_seconds(),
+            n_reasons=settings.output.n_reasons,
+            drift=assembly.make_drift_trigger(settings),
+            on_drift=self._ask_for_training,
+            why_no_model=self._why_no_model,
+        )
+        scorer.run(should_stop)
+
+    def _wait(self, seconds: float, why: str, should_stop: Callable[[], bool]) -> None:
+        """Stay alive, but not ready, for a while."""
+        until = time.monotonic() + seconds
+        pause = threading.Event()
+        while time.monotonic() < until and not should_stop():
+            self.health.beat()
+            self.health.not_ready(why)
+            pause.wait(0.1)
+
+    def _why_no_model(self) -> str:
+        """Say what the first model waits for, as far as is known here."""
+        detail = self.trainer.status.detail if self.trainer is not None else ""
+        return self.live_model.problem or detail or "no model in the registry yet"
+
+    def _ask_for_training(self, reason: str) -> None:
+        try:
+            self.registry.request_training(f"drift: {reason}")
+        except RegistryError as error:  # a request is worth less than the scoring that it came from
+            log.warning("no training asked for: %s", error)
+
+    def _note_swap(self, live: Live) -> None:
+        metrics = self.metrics
+        metrics.model_swaps.labels("swapped").inc()
+        metrics.model_info.clear()
+        metrics.model_info.labels(str(live.version)).set(1)
+        metrics.model_loaded.set_to_current_time()
+        metrics.model_window.set(live.manifest.window["n_records"])
+        self._on_swap(live)

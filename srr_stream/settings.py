@@ -1,0 +1,225 @@
+"""What may be set and what it means, each setting by itself.
+
+:mod:`srr_stream.loading` reads and checks a file of them, :mod:`srr_stream.assembly` turns them into parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, SecretStr
+from pydantic import Field as Setting
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from consumers.records import FieldKind
+
+ENV_PREFIX = "SRR__"
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def parse_duration(value: object) -> object:
+    """Read a duration as people write it: ``250ms``, ``45s``, ``15m``, ``1h30m``, ``2d``.
+
+    Examples
+    --------
+    >>> parse_duration("1h30m")
+    datetime.timedelta(seconds=5400)
+    """
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    parts = _DURATION.findall(text)
+    if not parts or "".join(f"{number}{unit}" for number, unit in parts) != re.sub(r"\s+", "", text):
+        raise ValueError("a duration with its unit, such as 250ms, 45s, 15m, 1h30m or 2d")
+    try:
+        return timedelta(seconds=sum(float(number) * _UNITS_S[unit] for number, unit in parts))
+    except OverflowError as error:
+        raise ValueError(f"a duration up to {timedelta.max.days}d") from error
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("a duration above 0")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
+Share = Annotated[float, Setting(gt=0, lt=1)]
+Port = Annotated[int, Setting(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """How to reach the brokers; the names are Kafka's own."""
+
+    bootstrap_servers: str = Setting(description="host:port of some brokers, comma-separated")
+    client_id: str = "srr-stream"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_plain_username: str | None = None
+    sasl_plain_password: SecretStr | None = None
+    sasl_plain_password_file: Path | None = Setting(None, description="read the password from this file instead")
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_check_hostname: bool = True
+    connect_timeout: Duration = Setting(timedelta(seconds=10), description="how long one attempt to connect may take")
+
+
+class InputSettings(_Section):
+    """Which records are read, by whom and from where on."""
+
+    topics: tuple[str, ...] = Setting(min_length=1)
+    group_id: str = "srr-stream"
+    start: Literal["earliest", "latest"] = Setting(description="where a group without committed offsets begins")
+    max_batch: int = Setting(5000, ge=1, description="at most this many records are scored together")
+    poll_timeout: Duration = timedelta(milliseconds=200)
+    session_timeout: Duration = timedelta(seconds=45)
+    max_record_size: ByteSize = Setting(ByteSize(1 << 20), description="a larger record is a dead letter")
+
+
+class FieldSettings(_Section):
+    """One declared field of a record."""
+
+    name: str = Setting(min_length=1)
+    kind: FieldKind = FieldKind.NUMERIC
+    path: str | None = Setting(None, description="dotted path to the value; the name itself if left out")
+    required: bool = Setting(True, description="false: null or absent is a missing value; true: it is a bad record")
+
+
+class SchemaSettings(_Section):
+    """The fields that a record must have."""
+
+    fields: tuple[FieldSettings, ...] = Setting(min_length=1)
+    time_field: str | None = Setting(None, description="the timestamp field that is the record's own time")
+
+
+class OutputSettings(_Section):
+    """Where verdicts go. At least one of the two topics must be set."""
+
+    alerts_topic: str | None = Setting(None, description="flagged records, as CloudEvents")
+    scores_topic: str | None = Setting(None, description="every verdict")
+    dead_letter_topic: str = Setting(description="records that could not be read, untouched, with the reason")
+    include_record: bool = Setting(False, description="put the record itself into its verdict")
+    n_reasons: int = Setting(5, ge=0, description="how many fields a flagged record's reason names")
+    flush_timeout: Duration = timedelta(seconds=30)
+
+
+class WindowSettings(_Section):
+    """Which records a model is trained on."""
+
+    mode: Literal["latest", "span", "sample"] = "latest"
+    min_size: int = Setting(2000, ge=50, description="no training before this many records are in the log")
+    max_size: int = Setting(20000, ge=50, description="at most this many records make a window")
+    span: Duration | None = Setting(None, description="with mode span or sample: how far back the window reaches")
+
+
+class TrainingSettings(_Section):
+    """When a training is due and what it does."""
+
+    every: Duration | None = Setting(timedelta(minutes=15), description="train after this time")
+    every_records: int | None = Setting(None, ge=1, description="train after this many new records")
+    on_drift: bool = Setting(True, description="train when the flagged rate or the mean severity drifts (ADWIN)")
+    min_interval: Duration = Setting(timedelta(minutes=1), description="rest between trainings that drift asked for")
+    representation: Literal["identity", "goad"] = "goad"
+    representation_options: Mapping[str, Any] = Setting(default_factory=dict)
+    n_subsets: int = Setting(5, ge=2, description="K of the ensemble that refines the window")
+    gamma: Share | None = Setting(None, description="share that each member rejects; estimated (Otsu) if left out")
+    contamination: Share | None = Setting(None, description="known share of anomalies; gamma is then twice this")
+    device: str = Setting("auto", description="auto, cpu, cuda, cuda:1, …")
+    seed: int = 0
+    n_threads: int = Setting(1, ge=1, description="processor threads of a training beside the scorer")
+    nice: int = Setting(10, ge=0, le=19, description="the trainer's niceness, so that scoring goes first")
+    memory_limit: ByteSize | None = Setting(None, description="memory that the trainer process may allocate")
+    hang_timeout: Duration = Setting(timedelta(minutes=10), description="a trainer silent for so long is restarted")
+    check_every: Duration = Setting(timedelta(seconds=1), description="how often the trainer looks if one is due")
+
+
+class ThresholdSettings(_Section):
+    """The only number that a person need state, and it has a default."""
+
+    false_alarm_rate: Share = Setting(0.005, description="α: share of normal records that may be flagged")
+
+
+class GateSettings(_Section):
+    """What a new model must show before it replaces the champion."""
+
+    mode: Literal["automatic", "off"] = "automatic"
+    max_excluded_ratio: Share = Setting(0.4, description="refinement may drop at most this share of a window")
+    max_flagged_ratio: Share = Setting(0.3, description="the newest part of the window may be flagged at most so much")
+    max_flagged_factor: float = Setting(10.0, gt=1, description="and at most this many times what the champion flags")
+    min_synthetic_auc_margin: float = Setting(
+        -0.1, ge=-1, le=0, description="detection of synthetic anomalies may be worse by this much"
+    )
+
+
+class RegistrySettings(_Section):
+    """Where models are kept: a local folder or an object store."""
+
+    url: str = "var/registry"
+    keep: int = Setting(10, ge=2, description="versions kept besides the ones in use")
+    poll_every: Duration = Setting(timedelta(seconds=1), description="how often the scorer looks for a new version")
+
+
+class HttpSettings(_Section):
+    """Metrics and health, one endpoint a role; port 0 takes a free one."""
+
+    host: str = "0.0.0.0"
+    scorer_port: Port = 9108
+    trainer_port: Port = 9109
+    live_timeout: Duration = Setting(timedelta(seconds=60), description="/livez fails when the loop is silent so long")
+
+
+class Settings(BaseSettings):
+    """Everything, as read from one YAML file with ``SRR__SECTION__KEY`` of the environment over it."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", populate_by_name=True
+    )
+
+    kafka: KafkaSettings
+    input: InputSettings
+    record: SchemaSettings
+    output: OutputSettings
+    window: WindowSettings = WindowSettings()
+    training: TrainingSettings = TrainingSettings()
+    threshold: ThresholdSettings = ThresholdSettings()
+    gate: GateSettings = GateSettings()
+    registry: RegistrySettings = RegistrySettings()
+    http: HttpSettings = HttpSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment over the file (which arrives as keyword arguments)."""
+        return env_settings, init_settings
+
+
+class FileSettings(Settings):
+    """The same, from the file alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the file alone."""
+        return (init_settings,)

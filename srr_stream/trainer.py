@@ -1,0 +1,387 @@
+"""The trainer: when one is due, read a window, train, judge, publish.
+
+One turn of its loop is :meth:`Trainer.turn`; what a training consists of is :meth:`Trainer.train`, which reads from top
+to bottom. The trainer shares nothing with the scorer but the registry.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from typing import Any, Protocol
+
+import numpy as np
+
+from consumers.errors import ConsumersError
+from consumers.records import RecordSchema
+from consumers.windows import Window, WindowReader
+from models.detector import Model
+from models.persistence import model_to_parts
+from models.training import Progress, Trained, TrainingConfig, train
+from srr_stream.errors import ModelRefused, NotEnoughRecords, RegistryError
+from srr_stream.gate import Columns, GateReport, judge
+from srr_stream.health import Health
+from srr_stream.live_model import make_canary
+from srr_stream.metrics import TrainerMetrics
+from srr_stream.registry import Manifest, Registry
+from srr_stream.triggers import ClockTrigger, CountTrigger
+
+log = logging.getLogger(__name__)
+
+NEWEST_SHARE = 0.2
+"""Share of the window, its newest part, that the gate judges by."""
+_MAX_REST_S = 600.0
+_RECONNECT_S = 1.0
+
+
+class GateBounds(Protocol):
+    """What the gate allows: see :class:`srr_stream.settings.GateSettings`."""
+
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+    @property
+    def max_excluded_ratio(self) -> float: ...  # noqa: D102
+    @property
+    def max_flagged_ratio(self) -> float: ...  # noqa: D102
+    @property
+    def max_flagged_factor(self) -> float: ...  # noqa: D102
+    @property
+    def min_synthetic_auc_margin(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that is due: why, and with which representation."""
+
+    reason: str
+    representation: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a training."""
+
+    manifest: Manifest
+    promoted: bool
+    report: GateReport
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the trainer is about, for people: sent to whoever watches, never acted upon."""
+
+    phase: str = "starting"
+    """starting, waiting, reading, training, judging, publishing, resting."""
+    detail: str = ""
+    n_records: int = 0
+    """Records in the log, up to `n_wanted`."""
+    n_wanted: int = 0
+    step: int = 0
+    n_steps: int = 0
+    excluded_ratio: float | None = None
+    port: int = 0
+    """Where the trainer's metrics are; 0 before it listens."""
+
+
+class Trainer:
+    """Train when due, until told to stop.
+
+    Parameters
+    ----------
+    config
+        How the configured model is trained. The first model of an empty registry is the identity representation,
+        which is closed form and ready in seconds; the configured one follows at once.
+    every, count
+        The clock and the count of new records, either may be None. Requests come through the registry.
+    min_size
+        No training on fewer usable records.
+    min_interval_s
+        Rest after a training before a request is taken, and after the first failure (doubling with each further one).
+    on_status
+        Told what the trainer is about, often; raising from it ends a training.
+    """
+
+    def __init__(
+        self,
+        reader: WindowReader,
+        registry: Registry,
+        schema: RecordSchema,
+        config: TrainingConfig,
+        *,
+        gate: GateBounds,
+        metrics: TrainerMetrics,
+        health: Health,
+        min_size: int,
+        min_interval_s: float,
+        every: ClockTrigger | None = None,
+        count: CountTrigger | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        on_status: Callable[[Status], None] = lambda status: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = reader
+        self._registry = registry
+        self._schema = schema
+        self._config = config
+        self._gate = gate
+        self._metrics = metrics
+        self._health = health
+        self._min_size = min_size
+        self._min_interval_s = min_interval_s
+        self._every = every
+        self._count = count
+        self._seed = seed
+        self._device = device
+        self._on_status = on_status
+        self._clock = clock
+        self._status = Status()
+        self._n_failures = 0
+        self._n_outages = 0
+        self._not_before = -np.inf
+        self._last_training = -np.inf
+        self._improved_from: int | None = None
+        self._manifests: dict[int, Manifest] = {}
+
+    def turn(self) -> Outcome | None:
+        """Train if one is due and say what became of it; None if none was due or it failed.
+
+        A failure is counted, logged, told in the readiness reason and followed by a rest; the old model stays in use.
+        """
+        self._health.beat()
+        if self._clock() < self._not_before:
+            return None
+        try:
+            plan = self._due()
+        except (ConsumersError, RegistryError) as error:
+            self._rest(str(error), _RECONNECT_S * 2**self._n_outages)
+            self._n_outages += 1
+            return None
+        self._n_outages = 0
+        if plan is None:
+            return None
+        log.info("training: %s", plan.reason)
+        try:
+            return self.train(plan)
+        except InterruptedError:
+            raise
+        except (NotEnoughRecords, ConsumersError, RegistryError) as error:
+            self._fail(str(error))
+        except Exception as error:  # top of the trainer: whatever a training dies of, scoring goes on and so does it
+            log.exception("training failed")
+            self._fail(f"{type(error).__name__}: {error}")
+        return None
+
+    def close(self) -> None:
+        """Let the log go; twice is fine."""
+        self._reader.close()
+
+    # --- is one due? ------------------------------------------------------------------------------------------------
+
+    def _due(self) -> Plan | None:
+        champion = self._champion()
+        n_records = self._reader.available()
+        if self._count is not None:
+            self._count.update(self._reader.end())
+        configured = self._config.representation
+        self._tell("waiting", n_records=min(n_records, self._min_size), n_wanted=self._min_size)
+        if champion is None:
+            if n_records < self._min_size:
+                waiting = f"waiting for records: {n_records:,} of {self._min_size:,} (window.min_size) are in the log"
+                self._health.not_ready(waiting)
+                self._tell("waiting", waiting)
+                return None
+            return Plan("cold start", "identity")
+        self._health.ready(f"version {champion.version} is in use; waiting until a training is due")
+        if champion.model["representation"] != configured and champion.version != self._improved_from:
+            self._improved_from = champion.version
+            return Plan(f"first model with the configured representation, {configured}", configured)
+        reason = self._asked_for() or self._triggered()
+        return Plan(reason, configured) if reason is not None else None
+
+    def _asked_for(self) -> str | None:
+        if self._clock() - self._last_training < self._min_interval_s:
+            return None
+        return self._registry.take_request()
+
+    def _triggered(self) -> str | None:
+        for trigger in (self._every, self._count):
+            if trigger is not None and trigger.reason is not None:
+                return trigger.reason
+        return None
+
+    def _champion(self) -> Manifest | None:
+        """Return the manifest of the model in use, None if there is none that fits the records."""
+        version = self._registry.pointer().champion
+        if version is None:
+            return None
+        if version not in self._manifests:
+            try:
+                self._manifests = {version: self._registry.manifest(version)}
+            except ModelRefused as error:
+                log.warning("%s; training anew", error)
+                return None
+        manifest = self._manifests[version]
+        return manifest if manifest.schema_digest == self._schema.digest else None
+
+    # --- one training -----------------------------------------------------------------------------------------------
+
+    def train(self, plan: Plan) -> Outcome:
+        """Read the window, train, judge against the champion, publish, and promote if the gate lets it.
+
+        Raises
+        ------
+        NotEnoughRecords
+            If fewer than `min_size` records of the window are usable.
+        RegistryError, ConsumersError
+            If the registry or the log cannot be reached.
+        """
+        self._registry.check_writable()
+        with self._timed("read"):
+            self._tell("reading", plan.reason)
+            window = self._reader.read()
+        self._check_size(window)
+        champion = self._champion_model()
+        seed = self._seed + max(self._registry.versions(), default=0) + 1
+        columns = window.batch.features
+        with self._timed("train"):
+            self._tell("training", plan.reason, n_records=len(window.batch), n_wanted=len(window.batch))
+            trained = train(
+                columns,
+                self._config.with_representation(plan.representation),
+                seed=seed,
+                warm_start=champion,
+                on_progress=self._on_progress,
+                device=self._device,
+            )
+        with self._timed("judge"):
+            self._tell("judging")
+            report = self._judge(trained, champion, _newest(columns, len(window.batch)), seed)
+        with self._timed("publish"):
+            self._tell("publishing")
+            outcome = self._publish(plan, window, trained, report, seed)
+        self._note(outcome, trained)
+        return outcome
+
+    def _check_size(self, window: Window) -> None:
+        n_good = len(window.batch)
+        if n_good >= self._min_size:
+            return
+        bad = ", ".join(f"{reason} {n:,}" for reason, n in sorted(window.bad_reasons.items(), key=lambda kv: -kv[1]))
+        why = f"; bad ones: {bad}: compare record.fields with the dead letters" if bad else ""
+        raise NotEnoughRecords(
+            f"only {n_good:,} of {n_good + window.n_bad:,} records of the window are usable, "
+            f"window.min_size is {self._min_size:,}{why}"
+        )
+
+    def _champion_model(self) -> Model | None:
+        manifest = self._champion()
+        if manifest is None:
+            return None
+        try:
+            return self._registry.load(manifest.version)[0]
+        except ModelRefused as error:
+            log.warning("%s; training without it", error)
+            return None
+
+    def _judge(self, trained: Trained, champion: Model | None, newest: Columns, seed: int) -> GateReport:
+        return judge(
+            trained.model,
+            champion,
+            newest,
+            excluded_ratio=trained.report.excluded_ratio,
+            max_excluded_ratio=self._gate.max_excluded_ratio,
+            max_flagged_ratio=self._gate.max_flagged_ratio,
+            max_flagged_factor=self._gate.max_flagged_factor,
+            min_synthetic_auc_margin=self._gate.min_synthetic_auc_margin,
+            seed=seed,
+        )
+
+    def _publish(self, plan: Plan, window: Window, trained: Trained, report: GateReport, seed: int) -> Outcome:
+        description, weights = model_to_parts(trained.model)
+        manifest = self._registry.publish(
+            Manifest(
+                version=0,  # the registry gives the number
+                created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                reason=plan.reason,
+                schema=self._schema.to_dict(),
+                schema_digest=self._schema.digest,
+                window={
+                    "ranges": [asdict(r) for r in window.ranges],
+                    "n_records": len(window.batch),
+                    "n_bad": window.n_bad,
+                },
+                training={"seed": seed, **trained.report.to_dict()},
+                gate={"mode": self._gate.mode, **report.to_dict()},
+                model=description,
+                canary=make_canary(trained.model),
+                libraries={name: library_version(name) for name in ("numpy", "torch", "safetensors")},
+            ),
+            weights,
+        )
+        promoted = report.passed or self._gate.mode == "off"
+        if promoted:
+            self._registry.promote(manifest.version)
+        self._registry.prune()
+        return Outcome(manifest, promoted, report)
+
+    def _note(self, outcome: Outcome, trained: Trained) -> None:
+        metrics, report = self._metrics, trained.report
+        decision = "promoted" if outcome.promoted else "rejected"
+        log.info("version %d %s: %s", outcome.manifest.version, decision, outcome.report.reason)
+        metrics.runs.labels("published" if outcome.promoted else "rejected").inc()
+        metrics.gate_decisions.labels(decision).inc()
+        metrics.last_success.set_to_current_time()
+        metrics.excluded.set(report.excluded_ratio)
+        metrics.contamination.set(report.contamination_ratio)
+        metrics.agreement.set(report.agreement)
+        self._n_failures = 0
+        self._last_training = self._clock()
+        for trigger in (self._every, self._count):
+            if trigger is not None:
+                trigger.reset()
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, why: str) -> None:
+        self._metrics.runs.labels("failed").inc()
+        self._rest(why, self._min_interval_s * 2**self._n_failures)
+        self._n_failures += 1
+
+    def _rest(self, why: str, rest_s: float) -> None:
+        """Say why nothing is done for a while."""
+        rest_s = min(rest_s, _MAX_REST_S)
+        self._not_before = self._clock() + rest_s
+        text = f"{why}; next try in {rest_s:.0f} s"
+        log.warning("no training: %s", text)
+        self._health.not_ready(text)
+        self._tell("resting", text)
+
+    def _on_progress(self, progress: Progress) -> None:
+        self._health.beat()
+        changes: dict[str, Any] = {"step": progress.step, "n_steps": progress.n_steps}
+        if progress.excluded_ratio is not None:
+            changes["excluded_ratio"] = progress.excluded_ratio
+        self._tell("training", **changes)
+
+    def _tell(self, phase: str, detail: str | None = None, **changes: Any) -> None:
+        if detail is not None:
+            changes["detail"] = detail
+        self._status = replace(self._status, phase=phase, **changes)
+        self._on_status(self._status)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        with self._metrics.duration.labels(stage).time():
+            yield
+
+
+def _newest(columns: Columns, n_rows: int) -> Mapping[str, Any]:
+    """Return the newest part of a window, whose rows are in the order of time."""
+    start = n_rows - max(1, round(NEWEST_SHARE * n_rows))
+    return {name: column[start:] for name, column in columns.items()}

@@ -1,0 +1,87 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from srr_stream.cli import main
+from srr_stream.registry import Registry
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+Stream = Any
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_settings_file_is_good(path: Path) -> None:
+    result = call("check-config", "-c", path)
+    assert result.exit_code == 0, result.output
+
+
+def test_all_problems_of_a_settings_file_are_told_at_once_with_exit_2(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "kafka: {bootstrap_server: localhost:9092}\n"
+        "input: {topics: [a], start: begining}\n"
+        "record: {fields: [{name: x}]}\n"
+        "output: {dead_letter_topic: d, alerts_topic: z}\n"
+        "training: {every: 15}\n"
+    )
+    result = call("check-config", "-c", path)
+    assert result.exit_code == 2
+    assert "kafka.bootstrap_server: unknown key; did you mean 'bootstrap_servers'?" in result.stderr
+    assert "kafka.bootstrap_servers: is missing" in result.stderr
+    assert "input.start: is 'begining'; allowed: 'earliest' or 'latest'" in result.stderr
+    assert "training.every: is 15; allowed: a duration" in result.stderr
+    assert len(result.stderr.splitlines()) == 4
+
+
+def test_the_exit_codes_are_in_the_help() -> None:
+    assert "Exit codes: 0 all went well" in call("--help").output
+
+
+def test_one_training_by_hand_is_published_and_a_rollback_undoes_it(
+    stream: Stream, make_values: Callable[..., list[bytes]]
+) -> None:
+    stream.produce(make_values(400))
+    path = stream.write_settings()
+    first = call("--log-level", "error", "train", "--once", "-c", path)
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["version"] == 1
+    assert call("rollback", "-c", path).exit_code == 3
+    assert call("--log-level", "error", "train", "--once", "-c", path).exit_code == 0
+    result = call("rollback", "-c", path)
+    assert result.exit_code == 0
+    assert "champion is version 1 again" in result.stdout
+
+
+def test_one_training_that_the_gate_rejects_exits_4(stream: Stream, make_values: Callable[..., list[bytes]]) -> None:
+    stream.produce(make_values(400, contamination=0.1))
+    path = stream.write_settings(gate={"max_flagged_ratio": 0.0001})
+    result = call("train", "--once", "-c", path)
+    assert result.exit_code == 4
+    assert "flagged_ratio" in json.loads(result.stdout)["gate"]
+
+
+def test_one_training_on_too_few_records_exits_3_with_the_numbers(
+    stream: Stream, make_values: Callable[..., list[bytes]]
+) -> None:
+    stream.produce(make_values(20))
+    result = call("train", "--once", "-c", stream.write_settings())
+    assert result.exit_code == 3
+    assert "only 20 of 20 records" in result.stderr
+
+
+def test_a_request_for_a_training_waits_in_the_registry(stream: Stream) -> None:
+    path = stream.write_settings()
+    assert call("retrain", "-c", path, "--reason", "new release").exit_code == 0
+    assert Registry(str(stream.folder / "registry")).take_request() == "new release"

@@ -1,0 +1,155 @@
+"""The demo as a person starts it, and a real Prometheus watching it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = {
+    "produced",
+    "scored",
+    "dead_lettered",
+    "missing",
+    "doubled",
+    "versions",
+    "flagged_ratio",
+    "auc",
+    "ap",
+    "seconds",
+}
+RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules.yml"
+
+
+def demo(*arguments: object) -> list[str]:
+    command = [sys.executable, "-c", "from srr_stream.cli import main; main()", "demo", "--json"]
+    return [*command, *(str(a) for a in arguments)]
+
+
+def free_ports(n: int) -> list[int]:
+    probes = [socket.socket() for _ in range(n)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@contextmanager
+def prometheus(folder: Path, targets: dict[str, int], port: int) -> Iterator[None]:
+    """A real Prometheus that scrapes each target every second."""
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [
+            {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+            for name, target in targets.items()
+        ],
+    }
+    path = folder / "prometheus.yml"
+    path.write_text(json.dumps(config))
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={path}",
+                f"--storage.tsdb.path={folder / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def query(port: int, expression: str) -> list[dict[str, Any]]:
+    url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            return result
+    except OSError:
+        return []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="NOT RUN: needs prometheus (Debian package prometheus)")
+def test_the_demo_shows_what_the_project_promises_and_a_prometheus_sees_the_flagged_rate(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    scorer, trainer, port = free_ports(3)
+    picture = tmp_path / "demo.png"
+    process = subprocess.Popen(
+        demo("--plot", picture, "--scorer-port", scorer, "--trainer-port", trainer),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with prometheus(tmp_path, {"scorer": scorer, "trainer": trainer}, port):
+            wait_until(lambda: len(query(port, "up == 1")) == 2, what="both endpoints up in Prometheus")
+            rate = (
+                'sum(rate(srr_records_scored_total{verdict="flagged"}[10s]))'
+                " / sum(rate(srr_records_scored_total[10s])) > 0"
+            )
+            (answer,) = wait_until(lambda: query(port, rate), what="the flagged rate")
+            assert 0 < float(answer["value"][1]) < 0.5
+            (recorded,) = wait_until(lambda: query(port, "srr:flagged:ratio_rate5m > 0"), what="the recording rule")
+            assert 0 < float(recorded["value"][1]) < 0.5
+            assert wait_until(lambda: query(port, "srr_training_excluded_ratio"), what="the trainer's figures")
+        stdout, stderr = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, stderr
+    summary = json.loads(stdout)
+    assert set(summary) == KEYS
+    assert summary["produced"] == summary["scored"] + summary["dead_lettered"]
+    assert summary["missing"] == summary["doubled"] == 0
+    assert summary["dead_lettered"] == summary["produced"] // 1000
+    assert len(summary["versions"]) >= 3
+    assert summary["versions"][-1]["representation"] == "goad"
+    assert summary["auc"] >= 0.95
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_takes_a_file_of_ones_own_without_labels(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    path = tmp_path / "mine.ndjson"
+    path.write_bytes(b"\n".join(make_values(900)) + b"\n")
+    done = subprocess.run(
+        demo("--input", path, "--plot", tmp_path / "demo.png", "--rate", 300),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["produced"] == 900
+    assert summary["auc"] is None
+    assert summary["ap"] is None
+
+
+def test_a_file_of_an_unknown_kind_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.xlsx"
+    path.write_bytes(b"PK")
+    done = subprocess.run(demo("--input", path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "csv" in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,310 @@
+"""The live model: swapped when the pointer names a good one, kept when it names a bad one or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.detector import Model
+from models.persistence import model_to_parts
+from models.training import TrainingConfig, train
+from srr_stream.errors import ModelRefused
+from srr_stream.live_model import Live, LiveModel, check_canary, make_canary
+from srr_stream.registry import Manifest, Registry
+
+DIGEST = "the schema of the records"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=300)
+    route = rng.choice(np.array(["/", "/cart"], dtype=object), 300)
+    columns = {"a": a, "b": 2 * a + rng.normal(0, 0.1, 300), "route": route}
+    return train(columns, TrainingConfig(representation="identity"), seed=0).model
+
+
+class Bench:
+    """A registry on disk with a live model before it, and notes of all that it tells."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        self.folder = folder
+        self.registry = Registry(str(folder))
+        self.model = model
+        self.swaps: list[Live] = []
+        self.refusals: list[tuple[int, str]] = []
+        self.has_swapped = threading.Semaphore(0)
+        self.live_model = LiveModel(
+            self.registry,
+            schema_digest=DIGEST,
+            false_alarm_rate=0.02,
+            poll_every_s=0.01,
+            on_swap=self._note,
+            on_refusal=lambda version, reason: self.refusals.append((version, reason)),
+        )
+
+    def _note(self, live: Live) -> None:
+        self.swaps.append(live)
+        self.has_swapped.release()
+
+    def publish(self, **changes: Any) -> int:
+        """Publish the model, promote it, and return its version."""
+        description, weights = model_to_parts(self.model)
+        made = Manifest(
+            version=0,
+            created_at="2026-01-01T00:00:00+00:00",
+            reason="for a test",
+            schema={},
+            schema_digest=DIGEST,
+            window={"n_records": 300},
+            training={},
+            gate={},
+            model=description,
+            canary=make_canary(self.model),
+        )
+        version = self.registry.publish(replace(made, **changes), weights).version
+        self.registry.promote(version)
+        return version
+
+    @property
+    def live_version(self) -> int | None:
+        return self.live_model.current.version if self.live_model.current else None
+
+
+@pytest.fixture
+def bench(tmp_path: Path, model: Model) -> Iterator[Bench]:
+    made = Bench(tmp_path / "registry", model)
+    yield made
+    made.live_model.stop()
+
+
+# Swapping
+
+
+def test_before_the_first_model_there_is_none_and_no_problem(bench: Bench) -> None:
+    assert not bench.live_model.refresh()
+    assert bench.live_model.current is None
+    assert bench.live_model.problem is None
+
+
+def test_a_version_that_is_published_but_not_promoted_is_not_live(bench: Bench) -> None:
+    description, weights = model_to_parts(bench.model)
+    bench.registry.publish(Manifest(0, "", "", {}, DIGEST, {}, {}, {}, description, make_canary(bench.model)), weights)
+    assert not bench.live_model.refresh()
+
+
+def test_the_champion_becomes_live_once_and_is_told_once(bench: Bench) -> None:
+    bench.publish()
+    assert bench.live_model.refresh()
+    assert not bench.live_model.refresh()
+    assert bench.live_version == 1
+    assert [live.version for live in bench.swaps] == [1]
+
+
+def test_the_live_model_scores_as_the_published_one_with_the_false_alarm_rate_of_the_settings(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    assert bench.live_model.current is not None
+    live, rows = bench.live_model.current.model, bench.model.canary()
+    assert np.array_equal(live.score(rows).score, bench.model.score(rows).score)
+    assert bench.model.false_alarm_rate == 0.005
+    assert live.false_alarm_rate == 0.02
+
+
+def test_a_rollback_makes_the_older_version_live_again(bench: Bench) -> None:
+    for _ in range(2):
+        bench.publish()
+        bench.live_model.refresh()
+    bench.registry.rollback()
+    assert bench.live_model.refresh()
+    assert [live.version for live in bench.swaps] == [1, 2, 1]
+
+
+def test_whoever_holds_a_live_model_keeps_it_whole_through_a_swap(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    held = bench.live_model.current
+    bench.publish()
+    bench.live_model.refresh()
+    assert held is not None
+    assert (held.version, bench.live_version) == (1, 2)
+    assert np.isfinite(held.model.score(bench.model.canary()).score).all()
+
+
+# Refusing
+
+
+def damaged_canary(bench: Bench, **changes: Any) -> dict[str, Any]:
+    return {**make_canary(bench.model), **changes}
+
+
+def test_a_model_of_another_schema_is_refused_and_the_old_one_stays(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.publish(schema_digest="another")
+    assert not bench.live_model.refresh()
+    assert bench.live_version == 1
+    assert bench.refusals == [(2, "schema")]
+    assert bench.live_model.problem is not None
+    assert bench.live_model.problem.startswith("version 2 refused (schema): it was trained on another schema")
+
+
+def test_a_model_with_damaged_weights_is_refused_and_the_old_one_stays(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.publish()
+    path = bench.folder / "versions" / "2" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert not bench.live_model.refresh()
+    assert bench.live_version == 1
+    assert bench.refusals == [(2, "hash")]
+
+
+def test_a_model_that_scores_its_canary_differently_is_refused(bench: Bench) -> None:
+    scores = make_canary(bench.model)["score"]
+    scores[3] += 0.01 * abs(scores[3]) + 0.01
+    bench.publish(canary=damaged_canary(bench, score=scores))
+    assert not bench.live_model.refresh()
+    assert bench.refusals == [(1, "canary")]
+    assert "scores its canary batch differently, by up to 0.0" in str(bench.live_model.problem)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score": [1.0]},
+        {"score": []},
+        {"score": None},
+        {"score": ["high"] * 16},
+        {"columns": {}},
+        {"columns": []},
+        {"columns": {"a": [1.0]}},
+        {"categorical": None},
+        {"categorical": []},
+    ],
+    ids=str,
+)
+def test_a_canary_that_cannot_be_scored_is_refused(bench: Bench, changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelRefused) as refused:
+        check_canary(bench.model, damaged_canary(bench, **changes))
+    assert refused.value.reason == "canary"
+
+
+def test_a_canary_without_rows_checks_nothing_and_is_refused(bench: Bench) -> None:
+    canary = make_canary(bench.model)
+    empty = canary | {"score": [], "columns": {name: [] for name in canary["columns"]}}
+    with pytest.raises(ModelRefused, match="0 rows"):
+        check_canary(bench.model, empty)
+
+
+def test_a_canary_survives_the_way_through_json(bench: Bench) -> None:
+    check_canary(bench.model, json.loads(json.dumps(make_canary(bench.model), allow_nan=False)))
+
+
+def test_a_refused_version_is_counted_and_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.publish(schema_digest="another")
+    with caplog.at_level(logging.WARNING, logger="srr_stream.live_model"):
+        for _ in range(3):
+            assert not bench.live_model.refresh()
+    assert bench.refusals == [(1, "schema")]
+    assert len(caplog.records) == 1
+
+
+def test_after_a_refused_version_a_good_one_becomes_live_and_the_problem_is_gone(bench: Bench) -> None:
+    bench.publish(schema_digest="another")
+    bench.live_model.refresh()
+    bench.publish()
+    assert bench.live_model.refresh()
+    assert bench.live_version == 2
+    assert bench.live_model.problem is None
+
+
+def test_after_a_rollback_from_a_refused_version_the_problem_is_gone(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.publish(schema_digest="another")
+    bench.live_model.refresh()
+    bench.registry.rollback()
+    assert not bench.live_model.refresh()
+    assert bench.live_version == 1
+    assert bench.live_model.problem is None
+
+
+# A registry that fails
+
+
+def test_a_registry_that_vanishes_keeps_the_model_and_says_so_until_it_is_back(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    away = shutil.move(bench.folder, bench.folder.with_name("away"))
+    assert not bench.live_model.refresh()
+    assert bench.live_version == 1
+    assert "names no champion any more" in str(bench.live_model.problem)
+    shutil.move(away, bench.folder)
+    assert not bench.live_model.refresh()
+    assert bench.live_model.problem is None
+
+
+def test_a_pointer_that_cannot_be_read_keeps_the_model_and_is_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    (bench.folder / "current.json").write_text("{")
+    with caplog.at_level(logging.WARNING, logger="srr_stream.live_model"):
+        for _ in range(3):
+            assert not bench.live_model.refresh()
+    assert len(caplog.records) == 1
+    assert bench.live_version == 1
+    assert "current.json is not JSON" in str(bench.live_model.problem)
+    assert not bench.refusals
+
+
+def test_a_pointer_to_a_version_that_is_gone_is_a_problem_that_may_pass(bench: Bench) -> None:
+    bench.publish()
+    hidden = shutil.move(bench.folder / "versions" / "1", bench.folder / "hidden")
+    assert not bench.live_model.refresh()
+    assert "there is no version 1" in str(bench.live_model.problem)
+    assert not bench.refusals
+    shutil.move(hidden, bench.folder / "versions" / "1")
+    assert bench.live_model.refresh()
+    assert bench.live_model.problem is None
+
+
+# The watcher
+
+
+def test_the_watcher_swaps_by_itself_until_it_is_stopped(bench: Bench) -> None:
+    bench.live_model.start()
+    bench.publish()
+    assert bench.has_swapped.acquire(timeout=30)
+    bench.publish()
+    assert bench.has_swapped.acquire(timeout=30)
+    assert bench.live_version == 2
+    bench.live_model.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "live-model"]
+    bench.publish()
+    assert bench.live_version == 2
+
+
+def test_the_watcher_survives_a_broken_registry(bench: Bench) -> None:
+    bench.folder.mkdir()
+    (bench.folder / "current.json").write_text("[]")
+    bench.live_model.start()
+    (bench.folder / "current.json").unlink()
+    bench.publish()
+    assert bench.has_swapped.acquire(timeout=30)
+
+
+def test_stopping_twice_or_before_the_start_is_fine(bench: Bench) -> None:
+    bench.live_model.stop()
+    bench.live_model.stop()

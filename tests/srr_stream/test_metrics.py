@@ -1,0 +1,170 @@
+"""Metrics: frozen names, and a histogram that counts a batch as Prometheus' own counts its values one by one."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from srr_stream.metrics import BatchHistogram, ScorerMetrics, TrainerMetrics
+
+COMMON = {"srr_build_info": {"version", "python"}, "srr_config_last_reload_successful": set()}
+
+SCORER = {
+    "srr_records_consumed_total": {"topic"},
+    "srr_records_scored_total": {"topic", "verdict"},
+    "srr_records_dead_lettered_total": {"topic", "reason"},
+    "srr_severity": set(),
+    "srr_stage_duration_seconds": {"stage"},
+    "srr_event_latency_seconds": set(),
+    "srr_last_scored_timestamp_seconds": set(),
+    "srr_partition_lag_records": {"topic", "partition"},
+    "srr_partitions_assigned": set(),
+    "srr_partitions_paused": set(),
+    "srr_rebalances_total": set(),
+    "srr_model_swaps_total": {"outcome"},
+    "srr_model_info": {"version"},
+    "srr_model_loaded_timestamp_seconds": set(),
+    "srr_model_window_records": set(),
+    "srr_drift_statistic": {"detector"},
+}
+
+TRAINER = {
+    "srr_training_runs_total": {"outcome"},
+    "srr_training_duration_seconds": {"stage"},
+    "srr_training_last_success_timestamp_seconds": set(),
+    "srr_training_excluded_ratio": set(),
+    "srr_training_contamination_ratio": set(),
+    "srr_ensemble_agreement_ratio": set(),
+    "srr_gate_decisions_total": {"decision"},
+}
+"""Name → labels: dashboards and alerting rules of users stand on these."""
+
+
+def exposed(registry: CollectorRegistry) -> dict[str, Metric]:
+    """Return name, as Prometheus stores it → family of everything a registry shows."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {
+        f"{f.name}_total" if f.type == "counter" else f.name: f for f in families if not f.name.endswith("_created")
+    }
+
+
+def touch_every_label(metrics: ScorerMetrics | TrainerMetrics) -> None:
+    """Give every labelled metric one series: without one it shows no sample, and so no label."""
+    for metric in vars(metrics).values():
+        names = getattr(metric, "_labelnames", ())
+        if names:
+            metric.labels(*["x"] * len(names))
+
+
+@pytest.mark.parametrize(("kind", "frozen"), [(ScorerMetrics, SCORER | COMMON), (TrainerMetrics, TRAINER | COMMON)])
+def test_names_and_labels_are_the_frozen_ones(
+    kind: type[ScorerMetrics] | type[TrainerMetrics], frozen: dict[str, set[str]]
+) -> None:
+    registry = CollectorRegistry()
+    touch_every_label(kind(registry))
+    shown = {
+        name: {label for sample in family.samples for label in sample.labels} - {"le"}
+        for name, family in exposed(registry).items()
+    }
+    assert shown == frozen
+
+
+@pytest.mark.parametrize("kind", [ScorerMetrics, TrainerMetrics])
+def test_every_metric_says_what_it_is(kind: type[ScorerMetrics] | type[TrainerMetrics]) -> None:
+    registry = CollectorRegistry()
+    kind(registry)
+    assert all(family.documentation.endswith(".") for family in exposed(registry).values())
+
+
+def test_build_info_is_one_and_names_the_versions() -> None:
+    registry = CollectorRegistry()
+    ScorerMetrics(registry)
+    (sample,) = exposed(registry)["srr_build_info"].samples
+    assert sample.value == 1
+    assert all(sample.labels.values())
+
+
+def test_two_scorers_in_one_process_each_have_their_own_numbers() -> None:
+    first, second = CollectorRegistry(), CollectorRegistry()
+    mine, _ = ScorerMetrics(first), ScorerMetrics(second)
+    mine.records_consumed.labels("t").inc(3)
+    assert first.get_sample_value("srr_records_consumed_total", {"topic": "t"}) == 3
+    assert second.get_sample_value("srr_records_consumed_total", {"topic": "t"}) is None
+
+
+def test_severity_has_a_bucket_that_ends_at_the_boundary() -> None:
+    registry = CollectorRegistry()
+    ScorerMetrics(registry).severity.observe(np.array([0.5, 1.0, 1.0 + 1e-9]))
+    assert registry.get_sample_value("srr_severity_bucket", {"le": "1.0"}) == 2
+
+
+finite = st.floats(-1e6, 1e6)
+ascending = st.lists(st.floats(0, 1e6), min_size=1, max_size=12, unique=True).map(sorted)
+"""From 0 on: Prometheus shows neither sum nor count where a bound is below."""
+
+
+@given(bounds=ascending, batches=st.lists(st.lists(finite, max_size=40), max_size=5), data=st.data())
+def test_a_batch_is_counted_as_prometheus_counts_its_values_one_by_one(
+    bounds: list[float], batches: list[list[float]], data: st.DataObject
+) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    batch_histogram = BatchHistogram("x", "X.", buckets=bounds, registry=ours)
+    histogram = Histogram("x", "X.", buckets=bounds, registry=theirs)
+    for batch in batches:
+        on_bounds = data.draw(st.lists(st.sampled_from(bounds), max_size=3))
+        batch_histogram.observe(np.array(batch + on_bounds, dtype=np.float64))
+        for value in batch + on_bounds:
+            histogram.observe(value)
+    assert series(ours) == pytest.approx(series(theirs), rel=1e-9, abs=1e-4)
+
+
+def series(registry: CollectorRegistry) -> dict[str, float]:
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+@given(values=st.lists(finite, max_size=100))
+def test_the_sum_of_a_histogram_is_the_sum_of_its_values(values: list[float]) -> None:
+    registry = CollectorRegistry()
+    histogram = BatchHistogram("x", "X.", buckets=[1.0], registry=registry)
+    half = len(values) // 2
+    for part in (values[:half], values[half:]):
+        histogram.observe(np.array(part, dtype=np.float64))
+    assert registry.get_sample_value("x_sum") == pytest.approx(math.fsum(values), abs=1e-4)
+
+
+def test_an_empty_histogram_shows_all_its_buckets_as_zero() -> None:
+    registry = CollectorRegistry()
+    BatchHistogram("x", "X.", buckets=[0.5, 1.0], registry=registry)
+    assert [registry.get_sample_value("x_bucket", {"le": le}) for le in ("0.5", "1.0", "+Inf")] == [0, 0, 0]
+    assert registry.get_sample_value("x_count") == 0
+
+
+def test_a_histogram_loses_nothing_when_threads_observe_at_once() -> None:
+    registry = CollectorRegistry()
+    histogram = BatchHistogram("x", "X.", buckets=[0.5], registry=registry)
+    values = np.full(10, 0.25)
+
+    def observe() -> None:
+        for _ in range(200):
+            histogram.observe(values)
+
+    threads = [threading.Thread(target=observe) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert registry.get_sample_value("x_count") == 8000
+    assert registry.get_sample_value("x_sum") == 2000.0

@@ -1,0 +1,483 @@
+"""Settings: every problem at once, each with its path, what was given, what is allowed and the nearest key."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from srr_stream.assembly import record_schema
+from srr_stream.errors import SettingsError
+from srr_stream.loading import check_settings, load_settings
+from srr_stream.settings import Settings, parse_duration
+
+GOOD: dict[str, Any] = {
+    "kafka": {"bootstrap_servers": "broker:9092"},
+    "input": {"topics": ["requests"], "start": "earliest"},
+    "record": {"fields": [{"name": "duration_ms"}, {"name": "route", "kind": "categorical"}]},
+    "output": {"alerts_topic": "requests-alerts", "dead_letter_topic": "requests-dead"},
+}
+
+
+def changed(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the good settings with some keys of some sections replaced."""
+    content = copy.deepcopy(GOOD)
+    for section, values in sections.items():
+        content[section] = content.get(section, {}) | dict(values)
+    return content
+
+
+def without(section: str, key: str) -> dict[str, Any]:
+    content = copy.deepcopy(GOOD)
+    del content[section][key]
+    return content
+
+
+def problems_of(content: Mapping[str, Any]) -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        check_settings(content)
+    assert all("\n" not in problem for problem in refused.value.problems)
+    return refused.value.problems
+
+
+def only_problem_of(content: Mapping[str, Any]) -> str:
+    problems = problems_of(content)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "settings.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("SRR__")]:
+        monkeypatch.delenv(name)
+
+
+# Good settings
+
+
+def test_the_least_that_must_be_said_is_enough_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    loaded = load_settings(write(tmp_path, json.dumps(GOOD)))
+    assert loaded.kafka.bootstrap_servers == "broker:9092"
+    assert loaded.input.topics == ("requests",)
+    assert loaded.threshold.false_alarm_rate == 0.005
+    assert loaded.training.every == timedelta(minutes=15)
+    assert record_schema(loaded.record).feature_names == ("duration_ms", "route")
+
+
+def test_a_section_whose_every_line_is_commented_out_means_its_defaults() -> None:
+    assert check_settings(GOOD | {"training": None}) == check_settings(GOOD)
+
+
+def test_durations_and_sizes_are_read_as_people_write_them() -> None:
+    content = changed(training={"every": "1h30m", "memory_limit": "2GiB"}, input={"max_record_size": "512KiB"})
+    loaded = check_settings(content)
+    assert loaded.training.every == timedelta(minutes=90)
+    assert loaded.training.memory_limit == 2 * 1024**3
+    assert loaded.input.max_record_size == 512 * 1024
+
+
+def test_settings_cannot_be_changed_once_they_are_checked() -> None:
+    loaded = check_settings(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.kafka.client_id = "another"
+
+
+@given(
+    days=st.integers(0, 999),
+    hours=st.integers(0, 99),
+    minutes=st.integers(0, 999),
+    seconds=st.integers(0, 9999),
+    millis=st.integers(0, 9999),
+    gap=st.sampled_from(["", " "]),
+)
+def test_a_duration_written_in_its_parts_reads_back_exactly(
+    days: int, hours: int, minutes: int, seconds: int, millis: int, gap: str
+) -> None:
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"), (millis, "ms")]
+    text = gap.join(f"{number}{gap}{unit}" for number, unit in parts)
+    exact = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=millis)
+    assert parse_duration(text) == exact
+
+
+@given(n=st.integers(1, 1 << 20), unit=st.sampled_from([("", 1), ("kB", 10**3), ("KiB", 1 << 10), ("MiB", 1 << 20)]))
+@settings(max_examples=30, deadline=None)
+def test_a_size_written_with_its_unit_reads_back_exactly(n: int, unit: tuple[str, int]) -> None:
+    name, factor = unit
+    assert check_settings(changed(training={"memory_limit": f"{n}{name}"})).training.memory_limit == n * factor
+
+
+# Wrong settings
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    content = changed(
+        input={"start": "yesterday", "max_batch": 0},
+        threshold={"false_alarm_rate": 2},
+        training={"evry": "5m"},
+        web={"port": 80},
+    )
+    del content["kafka"]["bootstrap_servers"]
+    problems = "\n".join(problems_of(content))
+    for path in (
+        "kafka.bootstrap_servers",
+        "input.start",
+        "input.max_batch",
+        "threshold.false_alarm_rate",
+        "training.evry",
+        "web",
+    ):
+        assert f"{path}: " in problems
+    assert len(problems.splitlines()) == 6
+
+
+def test_a_problem_names_path_value_and_what_is_allowed() -> None:
+    problem = only_problem_of(changed(input={"start": "yesterday"}))
+    assert problem == "input.start: is 'yesterday'; allowed: 'earliest' or 'latest'"
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("kafka", "bootstrap_servers"),
+        ("input", "topics"),
+        ("input", "start"),
+        ("record", "fields"),
+        ("output", "dead_letter_topic"),
+    ],
+)
+def test_what_has_no_default_must_be_given(section: str, key: str) -> None:
+    assert only_problem_of(without(section, key)) == f"{section}.{key}: is missing; it has no default"
+
+
+def test_nothing_at_all_names_the_four_sections_that_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(write(tmp_path, ""))
+    assert {p.split(":")[0] for p in refused.value.problems} == {"kafka", "input", "record", "output"}
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_name() -> None:
+    assert only_problem_of(changed(treshold={})) == "treshold: unknown key; did you mean 'threshold'?"
+
+
+def test_an_unknown_key_of_a_section_is_refused_with_the_nearest_name() -> None:
+    problem = only_problem_of(changed(kafka={"bootstrap_server": "x:1"}))
+    assert problem == "kafka.bootstrap_server: unknown key; did you mean 'bootstrap_servers'?"
+
+
+def test_an_unknown_key_of_a_field_is_refused_with_the_nearest_name() -> None:
+    content = changed(record={"fields": [{"name": "a"}, {"name": "b", "requird": False}]})
+    assert only_problem_of(content) == "record.fields.1.requird: unknown key; did you mean 'required'?"
+
+
+def test_an_unknown_key_that_is_near_to_none_gets_the_list_of_those_allowed() -> None:
+    problem = only_problem_of(changed(threshold={"zzz": 1}))
+    assert problem == "threshold.zzz: unknown key; allowed: false_alarm_rate"
+
+
+def test_no_key_of_the_file_is_taken_for_an_argument_of_the_settings_library() -> None:
+    assert only_problem_of(changed(_env_file={})).startswith("_env_file: unknown key; allowed: kafka, input")
+
+
+@pytest.mark.parametrize("value", ["-5s", "0s", "0ms", "5", 5, "5 minutes", "", "ten", "1h-5m", "1.s", [], True])
+def test_a_duration_that_is_none_says_how_to_write_one(value: object) -> None:
+    problem = only_problem_of(changed(input={"poll_timeout": value}))
+    assert problem.startswith(f"input.poll_timeout: is {value!r}; allowed: a duration")
+
+
+def test_a_duration_beyond_what_a_clock_can_hold_is_refused() -> None:
+    problem = only_problem_of(changed(input={"poll_timeout": "999999999999d"}))
+    assert problem.endswith("allowed: a duration up to 999999999d")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("input", "max_batch", 0),
+        ("input", "max_batch", -1),
+        ("input", "max_batch", 1.5),
+        ("input", "max_record_size", "-1KiB"),
+        ("input", "max_record_size", "a lot"),
+        ("input", "topics", []),
+        ("input", "topics", "requests"),
+        ("window", "min_size", 49),
+        ("training", "gamma", 0),
+        ("training", "gamma", 1),
+        ("training", "n_subsets", 1),
+        ("training", "nice", 20),
+        ("training", "every_records", 0),
+        ("training", "representation", "pca"),
+        ("threshold", "false_alarm_rate", float("nan")),
+        ("threshold", "false_alarm_rate", -0.1),
+        ("gate", "max_flagged_factor", 1),
+        ("gate", "min_synthetic_auc_margin", 0.1),
+        ("registry", "keep", 1),
+        ("http", "scorer_port", 65536),
+        ("http", "scorer_port", -1),
+        ("output", "n_reasons", -1),
+        ("output", "include_record", "perhaps"),
+        ("kafka", "security_protocol", "TLS"),
+        ("kafka", "ssl_check_hostname", None),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_path(section: str, key: str, value: object) -> None:
+    problem = only_problem_of(changed(**{section: {key: value}}))
+    assert problem.startswith(f"{section}.{key}: is {value!r}; allowed: ")
+
+
+def test_a_section_that_is_no_mapping_says_which_keys_it_has() -> None:
+    problem = only_problem_of(GOOD | {"threshold": [0.1]})
+    assert problem == "threshold: is [0.1]; allowed: a mapping of false_alarm_rate"
+
+
+def test_a_long_value_is_cut() -> None:
+    problem = only_problem_of(changed(input={"start": "x" * 5000}))
+    assert len(problem) < 150
+
+
+# Files
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.yaml: cannot be read: No such file"):
+        load_settings(tmp_path / "absent.yaml")
+
+
+def test_a_folder_in_place_of_a_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        load_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["kafka: {", "a: b: c", b"\xff\xfe\x00", "kafka:\n\tx: 1", "a: \x00", "at: 2026-99-99"]
+)
+def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises(SettingsError, match=r"settings\.yaml: is not YAML: ") as refused:
+        load_settings(write(tmp_path, text))
+    assert len(refused.value.problems) == 1
+
+
+def test_what_is_not_yaml_is_shown_by_line_and_column(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is not YAML: line 2, column 5: mapping values are not allowed here"):
+        load_settings(write(tmp_path, "kafka: x\n   y: z\n"))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just text", "str"), ("42", "int")])
+def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"must be a mapping of sections, but is a {kind}"):
+        load_settings(write(tmp_path, text))
+
+
+def test_a_section_whose_name_is_no_text_is_refused() -> None:
+    problems = problems_of({**GOOD, 7: {}})  # type: ignore[dict-item]  # YAML allows it
+    assert problems == [f"7: unknown key; allowed: {', '.join(Settings.model_fields)}"]
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        changed(kafka={"sasl_plain_password": ["hunter2"]}),
+        changed(kafka={"sasl_plain_passwort": "hunter2"}),
+        changed(kafka={"sasl_plain_password": {"value": "hunter2"}}),
+        GOOD | {"kafka": [{"sasl_plain_password": "hunter2"}]},
+        GOOD | {"kafka": "hunter2"},
+        changed(kafka={"security_protocol": "SASL_SSL", "sasl_plain_password": "hunter2"}),
+    ],
+)
+def test_a_secret_is_in_no_error(content: dict[str, Any]) -> None:
+    assert "hunter2" not in "\n".join(problems_of(content))
+
+
+@pytest.mark.parametrize(
+    "text", ['kafka: {sasl_plain_password: "hunter2', "kafka:\n  sasl_plain_password: *hunter2", "k: !hunter2 x"]
+)
+def test_a_secret_in_a_file_that_is_not_yaml_is_in_no_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(write(tmp_path, text))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_secret_is_not_in_what_settings_print() -> None:
+    loaded = check_settings(changed(kafka={"sasl_plain_password": "hunter2"}))
+    assert "hunter2" not in repr(loaded)
+    assert loaded.kafka.sasl_plain_password is not None
+    assert loaded.kafka.sasl_plain_password.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize("key", ["sasl_plain_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"])
+def test_a_file_that_is_named_must_be_there(tmp_path: Path, key: str) -> None:
+    absent = tmp_path / "absent"
+    assert only_problem_of(changed(kafka={key: str(absent)})) == f"kafka.{key}: there is no file {str(absent)!r}"
+    absent.write_text("secret")
+    assert getattr(check_settings(changed(kafka={key: str(absent)})).kafka, key) == absent
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        (
+            {"window": {"min_size": 500, "max_size": 400}},
+            "window.max_size: is 400; allowed: at least window.min_size (500)",
+        ),
+        (
+            {"window": {"mode": "span"}},
+            "window.span: is missing; needed with window.mode: span, such as span: 6h",
+        ),
+        (
+            {"output": {"alerts_topic": None}},
+            "output: verdicts would go nowhere; set output.alerts_topic, output.scores_topic or both",
+        ),
+        (
+            {"output": {"scores_topic": "requests"}},
+            "output: topic 'requests' is also an input topic; verdicts would be read again as records; "
+            "use another name",
+        ),
+        (
+            {"output": {"scores_topic": "requests-dead"}},
+            "output: topics must differ from each other, got requests-alerts, requests-dead, requests-dead",
+        ),
+        (
+            {"training": {"gamma": 0.2, "contamination": 0.1}},
+            "training.gamma: is 0.2; allowed: nothing beside training.contamination (0.1), from which gamma follows; "
+            "give one of them",
+        ),
+        (
+            {"record": {"fields": [{"name": "a"}, {"name": "a"}]}},
+            "record.fields: field names must be unique, these are there twice: a",
+        ),
+        (
+            {"record": {"fields": [{"name": "at", "kind": "timestamp"}]}},
+            "record.fields: needs at least one numeric, categorical or boolean field to learn from",
+        ),
+        (
+            {"record": {"fields": [{"name": "a"}], "time_field": "a"}},
+            "record.time_field: 'a' is not among the timestamp fields []",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], problem: str) -> None:
+    assert only_problem_of(changed(**sections)) == problem
+
+
+def test_options_that_the_representation_does_not_have_are_refused() -> None:
+    content = changed(training={"representation": "goad", "representation_options": {"n_transfroms": 8}})
+    problem = only_problem_of(content)
+    assert problem.startswith("training.representation_options: ")
+    assert "n_transfroms" in problem
+
+
+def test_sasl_without_mechanism_user_and_password_names_all_three() -> None:
+    problems = problems_of(changed(kafka={"security_protocol": "SASL_PLAINTEXT"}))
+    assert [p.split(":")[0] for p in problems] == [
+        "kafka.sasl_mechanism",
+        "kafka.sasl_plain_password_file",
+        "kafka.sasl_plain_username",
+    ]
+
+
+def test_complete_sasl_settings_are_good(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    loaded = check_settings(
+        changed(
+            kafka={
+                "security_protocol": "SASL_SSL",
+                "sasl_mechanism": "PLAIN",
+                "sasl_plain_username": "me",
+                "sasl_plain_password_file": str(secret),
+            }
+        )
+    )
+    assert loaded.kafka.sasl_plain_password_file == secret
+
+
+# Environment
+
+
+def test_the_environment_goes_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SRR__KAFKA__BOOTSTRAP_SERVERS", "other:1")
+    monkeypatch.setenv("SRR__TRAINING__EVERY", "2h")
+    loaded = load_settings(write(tmp_path, json.dumps(changed(kafka={"client_id": "mine"}))))
+    assert loaded.kafka.bootstrap_servers == "other:1"
+    assert loaded.kafka.client_id == "mine"
+    assert loaded.training.every == timedelta(hours=2)
+
+
+def test_the_environment_can_give_what_the_file_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR__KAFKA__BOOTSTRAP_SERVERS", "other:1")
+    content = {name: section for name, section in GOOD.items() if name != "kafka"}
+    assert check_settings(content).kafka.bootstrap_servers == "other:1"
+
+
+def test_lists_are_given_as_json_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR__INPUT__TOPICS", '["a", "b"]')
+    assert check_settings(GOOD).input.topics == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["SRR__INPUT__TOPICS", "SRR__RECORD__FIELDS"])
+def test_a_list_of_the_environment_that_is_not_json_is_a_problem(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "a,b")
+    problems = problems_of(GOOD)
+    assert any("input.topics" in p or "record.fields" in p or "JSON" in p for p in problems)
+
+
+def test_a_section_of_the_environment_that_is_not_json_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR__INPUT", "{hunter2")
+    problem = only_problem_of(GOOD)
+    assert "must be JSON" in problem
+    assert "hunter2" not in problem
+
+
+def test_an_unknown_section_of_the_environment_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SRR__KAFFKA__BOOTSTRAP_SERVERS", "other:1")
+    problem = only_problem_of(GOOD)
+    assert problem == (
+        "environment variable SRR__KAFFKA__BOOTSTRAP_SERVERS: unknown section 'kaffka'; did you mean 'kafka'?"
+    )
+
+
+def test_an_unknown_key_of_the_environment_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR__KAFKA__BOOTSTRAP_SERVER", "other:1")
+    problem = only_problem_of(GOOD)
+    assert problem == "kafka.bootstrap_server: unknown key; did you mean 'bootstrap_servers'?"
+
+
+def test_a_wrong_value_of_the_environment_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR__THRESHOLD__FALSE_ALARM_RATE", "often")
+    assert only_problem_of(GOOD).startswith("threshold.false_alarm_rate: is 'often'; allowed: ")
+
+
+def test_other_variables_of_the_environment_are_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRR_DATA_DIR", "somewhere")
+    monkeypatch.setenv("KAFKA__BOOTSTRAP_SERVERS", "other:1")
+    assert check_settings(GOOD).kafka.bootstrap_servers == "broker:9092"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5, deadline=None)
+@given(section=st.sampled_from(["kafka", "input", "nonsense"]))
+def test_without_the_environment_nothing_of_it_counts(monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+    monkeypatch.setenv("SRR__KAFKA__BOOTSTRAP_SERVERS", "production:9092")
+    monkeypatch.setenv(f"SRR__{section.upper()}__X", "1")
+    assert check_settings(GOOD, use_environment=False).kafka.bootstrap_servers == "broker:9092"

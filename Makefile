@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Each makes the virtual environment first, if it is not there or is out of date.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-slow test-gpu lint format constraints clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEMO="--dataset thyroid" for options)
+	$(BIN)/srr-stream demo $(DEMO)
+
+test: $(INSTALLED)  ## The whole default suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)  ## What takes minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)  ## What needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(INSTALLED)  ## Style, types, directions of imports, Dockerfile, Prometheus rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: $(INSTALLED)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints:  ## Write constraints.txt anew from the newest releases that pyproject.toml allows
+	$(PYTHON) -m venv var/constraints
+	var/constraints/bin/pip install --quiet ".[dev]"
+	var/constraints/bin/pip freeze --exclude srr-stream --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+	rm -rf var/constraints build
+
+clean:  ## Remove what was made here
+	rm -rf $(VENV) var build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

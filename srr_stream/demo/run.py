@@ -302,7 +302,8 @@ def _result(
     ]
     summary = summarise(replay.index_by_id, replay.malformed, rows, dead_ids, dataset.is_anomaly, versions, seconds)
     plot(picture, rows, versions, title=f"{dataset.name}: {len(rows):,} records")
-    return DemoResult(summary, to_text(summary, picture), _failure(summary, replay, was_stopped=was_stopped))
+    failure = failure_of(summary, n_malformed=len(replay.malformed), error=replay.error, was_stopped=was_stopped)
+    return DemoResult(summary, to_text(summary, picture), failure)
 
 
 def _rejected(registry: Registry) -> list[str]:
@@ -320,13 +321,14 @@ def _origin(headers: Mapping[str, bytes]) -> str:
     return "-".join(headers[f"srr-{part}"].decode() for part in ("topic", "partition", "offset"))
 
 
-def _failure(summary: Summary, replay: Replay, *, was_stopped: bool) -> str | None:
-    if replay.error is not None:
-        return f"the replay failed: {replay.error}"
+def failure_of(summary: Summary, *, n_malformed: int, error: Exception | None, was_stopped: bool) -> str | None:
+    """Return why a demo did not show what it must; None if it did, or if somebody stopped it."""
+    if error is not None:
+        return f"the replay failed: {error}"
     if was_stopped:
         return None
     if summary.missing or summary.doubled:
         return f"{summary.missing} records have no verdict and {summary.doubled} have more than one"
-    if summary.dead_lettered < len(replay.malformed):
-        return f"{summary.dead_lettered} dead letters for {len(replay.malformed)} malformed records"
+    if summary.dead_lettered < n_malformed:
+        return f"{summary.dead_lettered} dead letters for {n_malformed} malformed records"
     return None

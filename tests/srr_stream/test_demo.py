@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from srr_stream.demo.run import failure_of
+from srr_stream.demo.summary import Summary
 
 KEYS = {
     "produced",
@@ -132,7 +136,7 @@ def test_the_demo_takes_a_file_of_ones_own_without_labels(
     tmp_path: Path, make_values: Callable[..., list[bytes]]
 ) -> None:
     path = tmp_path / "mine.ndjson"
-    path.write_bytes(b"\n".join(make_values(900)) + b"\n")
+    path.write_bytes(b"\n".join([*make_values(900), b'{"torn": ']) + b"\n")
     done = subprocess.run(
         demo("--input", path, "--plot", tmp_path / "demo.png", "--rate", 300),
         capture_output=True,
@@ -141,7 +145,8 @@ def test_the_demo_takes_a_file_of_ones_own_without_labels(
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["produced"] == 900
+    assert summary["produced"] == 901
+    assert summary["dead_lettered"] == 1
     assert summary["auc"] is None
     assert summary["ap"] is None
 
@@ -153,3 +158,44 @@ def test_a_file_of_an_unknown_kind_is_refused_with_what_is_allowed(tmp_path: Pat
     assert done.returncode == 3
     assert "csv" in done.stderr
     assert done.stdout == ""
+
+
+def _summary(**counts: int) -> Summary:
+    every = {"produced": 10, "scored": 9, "dead_lettered": 1, "malformed": 1, "missing": 0, "doubled": 0, "flagged": 0}
+    return Summary(**(every | counts), versions=(), quality=None, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("summary", "error", "was_stopped", "words"),
+    [
+        (_summary(), None, False, None),
+        (_summary(dead_lettered=3, scored=7), None, False, None),  # a file of one's own has bad records of its own
+        (_summary(missing=2), None, False, "2 records have no verdict"),
+        (_summary(doubled=3), None, False, "3 have more than one"),
+        (_summary(dead_lettered=0), None, False, "0 dead letters for 1 malformed"),
+        (_summary(missing=2), RuntimeError("no broker"), False, "the replay failed: no broker"),
+        (_summary(missing=2), None, True, None),  # whoever stops a demo knows that it is not complete
+    ],
+)
+def test_a_demo_that_did_not_show_what_it_must_says_what_is_wrong(
+    summary: Summary, error: Exception | None, was_stopped: bool, words: str | None
+) -> None:
+    failure = failure_of(summary, n_malformed=1, error=error, was_stopped=was_stopped)
+    assert failure is None if words is None else words in str(failure)
+
+
+def test_a_demo_that_is_interrupted_ends_with_the_summary_of_what_was_done(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        demo("--dataset", "thyroid", "--plot", tmp_path / "demo.png"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "version 1" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert 0 < json.loads(stdout)["produced"] < 3772

@@ -21,6 +21,7 @@ import click
 
 from consumers.errors import ConsumersError
 from srr_stream.errors import NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
+from srr_stream.logs import set_up_logging
 from srr_stream.metrics import package_version
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ _config = click.option(
 )
 def main(log_level: str) -> None:
     """Find anomalies in a contaminated, unlabelled Kafka stream."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kafka").setLevel(logging.ERROR if log_level != "debug" else logging.DEBUG)
+    set_up_logging(logging.getLevelNamesMapping()[log_level.upper()], role="srr-stream")
 
 
 @main.command()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 
 class Health:
@@ -34,10 +37,14 @@ class Health:
 
     def ready(self, reason: str) -> None:
         """Be ready, saying what for."""
+        if not self.is_ready:
+            log.info("ready: %s", reason)
         self.is_ready, self.reason = True, reason
 
     def not_ready(self, reason: str) -> None:
         """Be not ready, saying what is waited for."""
+        if self.is_ready:
+            log.info("not ready: %s", reason)
         self.is_ready, self.reason = False, reason
 
     @property

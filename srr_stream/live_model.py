@@ -119,7 +119,13 @@ class LiveModel:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            self.refresh()
+            try:
+                self.refresh()
+            except (
+                Exception
+            ) as error:  # top of the thread: an object store may raise anything, and must not end the watch
+                log.exception("looking for a new model failed")
+                self.problem = f"looking for a new model failed: {type(error).__name__}: {error}"
             self._stop.wait(self._poll_every_s)
 
     def _load(self, version: int) -> Live:

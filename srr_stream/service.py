@@ -76,6 +76,7 @@ class Service:
         http = self._settings.http
         endpoint = HttpEndpoint(http.host, http.scorer_port, registry=self.metrics_registry, health=self.health)
         self.port = endpoint.port
+        log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
         threadpool_limits(1)
         try:

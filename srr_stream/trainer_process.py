@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from srr_stream.errors import SrrStreamError
 from srr_stream.health import Health
+from srr_stream.logs import set_up_logging
 from srr_stream.metrics import TrainerMetrics
 from srr_stream.settings import Settings
 
@@ -52,6 +53,8 @@ def run_trainer(settings: Settings, *, should_stop: Callable[[], bool], on_statu
     metrics_registry = CollectorRegistry()
     health = Health(live_timeout_s=settings.http.live_timeout.total_seconds())
     endpoint = HttpEndpoint(settings.http.host, settings.http.trainer_port, registry=metrics_registry, health=health)
+
+    log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", settings.http.host, endpoint.port)
 
     def report(status: Status) -> None:
         if should_stop():
@@ -124,7 +127,7 @@ def limit_threads(n_threads: int) -> None:
 
 
 def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s trainer: %(message)s")
+    set_up_logging(log_level, role="trainer")
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to parent and child; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

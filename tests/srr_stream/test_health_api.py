@@ -149,3 +149,15 @@ def test_closing_twice_is_fine_and_leaves_no_thread() -> None:
     bench.endpoint.close()
     bench.endpoint.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "http"]
+
+
+def test_becoming_ready_and_not_ready_is_logged_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    health = Health(live_timeout_s=60)
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            health.not_ready("waiting for records")
+        for _ in range(3):
+            health.ready("scoring 2 partitions")
+        for _ in range(3):
+            health.not_ready("no broker")
+    assert caplog.messages == ["ready: scoring 2 partitions", "not ready: no broker"]

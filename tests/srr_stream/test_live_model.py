@@ -308,3 +308,26 @@ def test_the_watcher_survives_a_broken_registry(bench: Bench) -> None:
 def test_stopping_twice_or_before_the_start_is_fine(bench: Bench) -> None:
     bench.live_model.stop()
     bench.live_model.stop()
+
+
+def test_the_watcher_survives_what_nobody_foresaw_and_says_it(bench: Bench) -> None:
+    failures = iter([RuntimeError("no credentials"), None])
+    told = threading.Event()
+
+    def fail_once(live: Live) -> None:
+        if (failure := next(failures, None)) is not None:
+            told.set()
+            raise failure
+        bench.has_swapped.release()
+
+    bench.live_model._on_swap = fail_once
+    bench.publish()
+    bench.live_model.start()
+    try:
+        assert told.wait(10)
+        bench.publish()
+        assert bench.has_swapped.acquire(timeout=10)
+    finally:
+        bench.live_model.stop()
+    assert bench.live_model.current is not None
+    assert bench.live_model.current.version == 2

@@ -67,7 +67,7 @@ class Stream:
                 "topics": [self.topic],
                 "group_id": f"{self.topic}-group",
                 "start": "earliest",
-                "session_timeout": "3s",
+                "session_timeout": "2s",
                 "max_batch": 500,
             },
             "record": {"fields": FIELDS},

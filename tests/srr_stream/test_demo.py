@@ -138,7 +138,7 @@ def test_the_demo_takes_a_file_of_ones_own_without_labels(
     path = tmp_path / "mine.ndjson"
     path.write_bytes(b"\n".join([*make_values(900), b'{"torn": ']) + b"\n")
     done = subprocess.run(
-        demo("--input", path, "--plot", tmp_path / "demo.png", "--rate", 300),
+        demo("--input", path, "--plot", tmp_path / "demo.png", "--rate", 600),
         capture_output=True,
         text=True,
         timeout=120,

@@ -258,3 +258,24 @@ def test_a_batch_of_bad_records_only_is_answered_and_committed(bench: Bench) -> 
     assert all(isinstance(bad, BadRecord) for bad in bench.sink.flushed_bad)
     assert sum(len(verdicts) for verdicts in bench.sink.flushed if isinstance(verdicts, Verdicts)) == 0
     assert sum(bench.committed().values()) == len(BAD)
+
+
+def test_a_stream_that_never_changes_is_learned_and_nothing_of_it_is_flagged(tmp_path: Path) -> None:
+    columns = {
+        "duration_ms": np.full(400, 1.5),
+        "bytes_sent": np.full(400, 30.0),
+        "load": np.full(400, np.nan),
+        "route": np.array(["/"] * 400, dtype=object),
+    }
+    bench = Bench(tmp_path / "registry")
+    publish(bench.registry, train(columns, TrainingConfig(representation="identity"), seed=0).model)
+    bench.live_model.refresh()
+    bench.append([b'{"duration_ms": 1.5, "bytes_sent": 30, "load": null, "route": "/"}'] * 400)
+    bench.append([b'{"duration_ms": 2.5, "bytes_sent": 30, "load": null, "route": "/"}'])
+    bench.until_idle()
+    flagged = [
+        event_id(verdicts.batch.raw[row])
+        for verdicts in bench.sink.flushed
+        for row in np.flatnonzero(verdicts.flagged).tolist()
+    ]
+    assert flagged == ["events-0-200"]

@@ -184,6 +184,18 @@ def test_a_registry_that_cannot_be_written_is_told_and_tried_again(
     assert bench.registry.pointer().champion == 1
 
 
+def test_a_registry_where_nothing_can_be_made_is_known_before_the_training_and_not_after_it(
+    bench: Bench, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench.append(make_values(300))
+    bench.trainer._registry = Registry("/proc/no-folder-can-be-made-here")
+    assert bench.trainer.turn() is None
+    assert not bench.health.is_ready
+    assert "cannot write" in bench.health.reason
+    assert "check registry.url, rights and space" in bench.health.reason
+    assert "training" not in {status.phase for status in bench.statuses}
+
+
 def test_rests_grow_with_each_failure_in_a_row(bench: Bench) -> None:
     bench.append([b"no json"] * 250)
     waits = []

@@ -266,6 +266,9 @@ class Trainer:
             self._tell("publishing")
             outcome = self._publish(plan, window, trained, report, seed)
         self._note(outcome, trained)
+        if champion is None and not outcome.promoted:
+            # Still nothing to score with: try again, but not at once on the same records.
+            self._rest(f"the first model was rejected by the gate: {report.reason}", self._min_interval_s)
         return outcome
 
     def _check_size(self, window: Window) -> None:

@@ -223,6 +223,10 @@ def test_a_rejected_model_is_kept_with_its_report_and_the_champion_stays(
     assert bench.registry.manifest(1).gate["passed"] is False
     assert "flagged_ratio" in bench.registry.manifest(1).gate["reason"]
     assert bench.runs("rejected") == 1
+    assert "the first model was rejected by the gate: flagged_ratio" in bench.health.reason
+    assert bench.trainer.turn() is None, "a rejected first model is not trained again at once"
+    bench.now = 60
+    assert bench.trainer.turn() is not None
 
 
 def test_the_gate_can_be_switched_off(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:

@@ -37,8 +37,6 @@ _N_PARTITIONS = 4
 _REPLAY_S = 75.0
 """How long the replay shall take if no rate is given: long enough to see trainings and swaps under way."""
 _MAX_RATE = 2000
-_MAX_EXCLUDED = {"kdd": 0.18, "thyroid": 0.4, "arrhythmia": 0.4}
-"""The gate's bound on what refinement may drop; why KDD has one of its own is in docs/decisions.md."""
 _PATIENCE_S = 90.0
 """How long after the last record the demo waits for verdicts and for the training under way."""
 _VIEW_EVERY_S = 0.25
@@ -141,7 +139,6 @@ def demo_settings(
                 "check_every": "200ms",
                 "nice": 5,
             },
-            "gate": {"max_excluded_ratio": _MAX_EXCLUDED[options.dataset]} if options.file is None else {},
             "registry": {"url": str(folder / "registry"), "keep": 50, "poll_every": "200ms"},
             "http": {
                 "host": "127.0.0.1",

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class Stream:
     bootstrap_servers: str
     topic: str
     folder: Path
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def scores_topic(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.calibration import Calibration
-from models.explanation import Explainer, FieldContribution
+from models.explanation import Contributions, Explainer, FieldContribution
 from models.occ import OneClassClassifier
 from models.preprocessing import NumericField, Preprocessor
 from models.representations import Representation
@@ -86,6 +86,11 @@ class Model:
         """Return for each row the `n_top` fields that add most to its score, greatest first."""
         X = self.preprocessor.transform(columns)
         return self.explainer.explain(X, columns, self.preprocessor, self.representation, self.classifier, n_top)
+
+    def contributions(self, columns: Columns) -> Contributions:
+        """Return what every field adds to the score of every row; with the base score it sums to the score."""
+        X = self.preprocessor.transform(columns)
+        return self.explainer.contributions(X, self.preprocessor, self.representation, self.classifier)
 
     def with_false_alarm_rate(self, rate: float) -> Model:
         """Return the same model with another α."""

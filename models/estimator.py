@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,12 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from models.detector import Model, Scores
+from models.presets import PRESETS
 from models.state import Columns
 from models.training import TrainingConfig, train
+
+if TYPE_CHECKING:
+    from models.explanation import Contributions
 
 
 class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -23,18 +28,18 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     Parameters
     ----------
-    representation
-        ``goad`` or ``identity``.
-    representation_options
-        Its keyword arguments, such as ``{"n_steps": 512}``.
+    preset
+        A key of :data:`models.presets.PRESETS`: ``default``, closed form and quick; ``goad``, self-supervised; ``paper``
+        and ``paper_kdd``, as published. Every parameter below but the last two is the preset's where it is None.
     contamination
         Share of anomalies among the training rows, 0 < share < 0.5, or ``auto`` to estimate it.
-    n_subsets
-        K of the ensemble that refines the rows.
-    refine_rounds
-        How often one refinement judges all rows.
-    shrinkage
-        Of covariances, above 0, at most 1; None: what suits the representation.
+    representation, representation_options, classifier, classifier_options, ensemble_classifier, ensemble_options
+        What is learned, and the one-class classifiers on it: see :class:`models.training.TrainingConfig`, as for all
+        that follow. Options are the preset's only if their representation or classifier is.
+    n_subsets, gamma, vote, removal, refine_rounds, refine, scorer
+        How the rows are refined.
+    scaling, calibration_ratio
+        How fields are scaled; which share of the rows is held out to calibrate on.
     false_alarm_rate
         α: the share of normal rows that may be flagged.
     random_state
@@ -50,6 +55,9 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     labels_ : ``(n,)`` 1 for training rows that are flagged.
     threshold_ : the score from which on a row is flagged.
     refined_mask_ : ``(n,)`` True for the training rows that refinement keeps.
+    votes_ : ``(n,)`` how many members of the ensemble reject a training row.
+    report_ : models.training.TrainingReport
+        What the training did.
     contamination_estimate_ : estimated share of anomalies among the training rows.
 
     Examples
@@ -57,7 +65,7 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(600, 4))
     >>> X[:12] += 8.0
-    >>> detector = SRRDetector(representation="identity", random_state=0).fit(X)
+    >>> detector = SRRDetector(random_state=0).fit(X)
     >>> detector.predict([[0.0, 0.0, 0.0, 0.0], [8.0, 8.0, 8.0, 8.0]]).tolist()
     [0, 1]
     >>> bool(detector.refined_mask_[:12].any())
@@ -66,23 +74,45 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     def __init__(
         self,
-        representation: str = "goad",
+        preset: str = "default",
         *,
-        representation_options: Mapping[str, Any] | None = None,
         contamination: float | str = "auto",
-        n_subsets: int = 5,
-        refine_rounds: int = 5,
-        shrinkage: float | None = None,
+        representation: str | None = None,
+        representation_options: Mapping[str, Any] | None = None,
+        classifier: str | None = None,
+        classifier_options: Mapping[str, Any] | None = None,
+        ensemble_classifier: str | None = None,
+        ensemble_options: Mapping[str, Any] | None = None,
+        n_subsets: int | None = None,
+        gamma: float | str | None = None,
+        vote: str | None = None,
+        removal: str | None = None,
+        refine_rounds: int | None = None,
+        refine: str | None = None,
+        scorer: str | None = None,
+        scaling: str | None = None,
+        calibration_ratio: float | None = None,
         false_alarm_rate: float = 0.005,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         device: str = "auto",
     ) -> None:
+        self.preset = preset
+        self.contamination = contamination
         self.representation = representation
         self.representation_options = representation_options
-        self.contamination = contamination
+        self.classifier = classifier
+        self.classifier_options = classifier_options
+        self.ensemble_classifier = ensemble_classifier
+        self.ensemble_options = ensemble_options
         self.n_subsets = n_subsets
+        self.gamma = gamma
+        self.vote = vote
+        self.removal = removal
         self.refine_rounds = refine_rounds
-        self.shrinkage = shrinkage
+        self.refine = refine
+        self.scorer = scorer
+        self.scaling = scaling
+        self.calibration_ratio = calibration_ratio
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.device = device
@@ -93,33 +123,44 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Parameters
         ----------
         X
-            ``(n, d)`` array, or a pandas frame, whose object, string and category columns are categories. NaN: missing.
+            ``(n, d)`` array, or a pandas or polars frame, whose columns of text and categories are categories. NaN,
+            None and null: missing.
         y
             Not used.
         """
         columns = self._columns(X, is_fit=True)
-        contamination = self.contamination
-        if isinstance(contamination, str) and contamination != "auto":
-            raise ValueError(f"contamination is {contamination!r}; allowed: 'auto' or a share above 0 and below 0.5")
-        config = TrainingConfig(
-            representation=self.representation,
-            representation_options=dict(self.representation_options or {}),
-            n_subsets=self.n_subsets,
-            contamination=None if isinstance(contamination, str) else float(contamination),
-            refine_rounds=self.refine_rounds,
-            shrinkage=self.shrinkage,
-            false_alarm_rate=self.false_alarm_rate,
-        )
+        config = self.config()
         trained = train(columns, config, seed=_seed(self.random_state), device=self.device)
         scores = trained.model.score(columns)
         self.model_ = trained.model
         self.report_ = trained.report
         self.decision_scores_ = scores.score
+        self.votes_ = trained.votes
         self.labels_ = scores.flagged.astype(np.int64)
         self.threshold_ = trained.model.calibration.score_at(self.false_alarm_rate)
         self.refined_mask_ = trained.kept
         self.contamination_estimate_ = trained.report.contamination_ratio
         return self
+
+    def config(self) -> TrainingConfig:
+        """Return how :meth:`fit` trains: the preset, with what is given here over it; ValueError if it cannot be."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is {self.preset!r}; allowed: {', '.join(PRESETS)}")
+        contamination = self.contamination
+        if isinstance(contamination, str) and contamination != "auto":
+            raise ValueError(f"contamination is {contamination!r}; allowed: 'auto' or a share above 0 and below 0.5")
+        preset = PRESETS[self.preset]
+        given = {
+            name: getattr(self, name)
+            for name in (field.name for field in fields(TrainingConfig))
+            if getattr(self, name, None) is not None and name != "contamination"
+        }
+        for name in ("representation", "classifier"):
+            if name in given and given[name] != getattr(preset, name):
+                given.setdefault(f"{name}_options", {})
+        if given.get("classifier", preset.classifier) != preset.classifier or "ensemble_classifier" in given:
+            given.setdefault("ensemble_options", {})
+        return replace(preset, **given, contamination=None if isinstance(contamination, str) else float(contamination))
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return scores ``(n,)``, higher = more anomalous."""
@@ -142,16 +183,30 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         p_value = self._score(X).p_value
         return np.column_stack([p_value, 1.0 - p_value])
 
+    def explain(self, X: Any) -> Contributions:
+        """Return what each field adds to the score of each row, and what it would be if it were like the others.
+
+        Returns
+        -------
+        Contributions
+            ``values`` ``(n, n_fields)``, whose rows sum to the score less ``base``; ``expected`` by field.
+        """
+        return self._fitted().contributions(self._columns(X, is_fit=False))
+
     def _score(self, X: Any) -> Scores:
+        return self._fitted().score(self._columns(X, is_fit=False))
+
+    def _fitted(self) -> Model:
         check_is_fitted(self, "model_")
         model: Model = self.model_
-        return model.score(self._columns(X, is_fit=False))
+        return model
 
     def _columns(self, X: Any, *, is_fit: bool) -> Columns:
         """Return columns by name; a frame's are its own, an array's are x0, x1, …"""
         if hasattr(X, "columns") and hasattr(X, "dtypes"):
             validate_data(self, X, reset=is_fit, skip_check_array=True)
-            return {str(name): _column(X[name]) for name in X.columns}
+            take = _polars_column if hasattr(X, "get_column") else _column
+            return {str(name): take(X[name]) for name in X.columns}
         array = validate_data(
             self, X, reset=is_fit, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=1
         )
@@ -170,6 +225,15 @@ def _column(series: Any) -> NDArray[Any]:
     column = np.empty(len(series), dtype=object)
     is_missing = series.isna().to_numpy()
     column[:] = [None if missing else str(value) for value, missing in zip(series, is_missing, strict=True)]
+    return column
+
+
+def _polars_column(series: Any) -> NDArray[Any]:
+    """The same for polars, whose missing values are null."""
+    if series.dtype.is_numeric() or str(series.dtype) == "Boolean":
+        return np.array([np.nan if value is None else float(value) for value in series], dtype=np.float64)
+    column = np.empty(len(series), dtype=object)
+    column[:] = [None if value is None else str(value) for value in series]
     return column
 
 

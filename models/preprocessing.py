@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 
 from models.state import Columns, State
 
-SCALINGS = ("standard", "robust")
+SCALINGS = ("standard", "robust", "asinh")
 MAX_CATEGORIES = 64
 SURPRISE = 5.0
 """What a thing never seen in training weighs, in deviations: a category, a missing value, a constant that moved."""
 SOFT_LIMIT = 20.0
 """Deviations beyond which a value grows only logarithmically: no absurd value overflows, and more stays more."""
 _HARD_LIMIT = 1e12
+ASINH_UNIT = 1.5
+"""Deviations up to which ``asinh`` scaling is about linear; beyond, a value grows as its logarithm."""
 
 
 @dataclass(frozen=True)
 class NumericField:
-    """How a numeric or boolean field is scaled: to ``(value - center) / scale``.
+    """How a numeric or boolean field is scaled: to ``(value - center) / scale``, compressed if `is_compressed`.
 
     Its encoding is one column, and a second one, 1 where the value is missing, if missing values were seen.
     """
@@ -33,6 +35,8 @@ class NumericField:
     high: float
     """Smallest and greatest value seen."""
     has_missing: bool
+    is_compressed: bool = False
+    """Far values are drawn in by c asinh(z / c), so that one wild field does not drown the others."""
 
     @property
     def width(self) -> int:
@@ -44,8 +48,11 @@ class NumericField:
         is_missing = np.isnan(column)
         with np.errstate(over="ignore"):
             z = np.clip((column - self.center) / self.scale, -_HARD_LIMIT, _HARD_LIMIT)
-        size = np.abs(z)
-        z = np.where(size > SOFT_LIMIT, np.sign(z) * (SOFT_LIMIT + np.log1p(np.maximum(size - SOFT_LIMIT, 0.0))), z)
+        if self.is_compressed:
+            z = ASINH_UNIT * np.arcsinh(z / ASINH_UNIT)
+        else:
+            size = np.abs(z)
+            z = np.where(size > SOFT_LIMIT, np.sign(z) * (SOFT_LIMIT + np.log1p(np.maximum(size - SOFT_LIMIT, 0.0))), z)
         # Where values have always been there, a missing one is as odd as any surprise; else it has a column of its own.
         out[:, 0] = np.where(is_missing, 0.0 if self.has_missing else SURPRISE, z)
         if self.has_missing:
@@ -53,7 +60,10 @@ class NumericField:
 
     def decode(self, encoded: NDArray[np.float64]) -> list[float | str | None]:
         """Return the values that ``(n, width)`` encodings stand for, within what was seen."""
-        values = np.clip(encoded[:, 0] * self.scale + self.center, self.low, self.high)
+        z = np.clip(encoded[:, 0], -_HARD_LIMIT, _HARD_LIMIT)
+        if self.is_compressed:
+            z = ASINH_UNIT * np.sinh(np.clip(z / ASINH_UNIT, -50.0, 50.0))
+        values = np.clip(z * self.scale + self.center, self.low, self.high)
         return [float(v) for v in values]
 
 
@@ -123,7 +133,7 @@ class Preprocessor:
             Field → ``(n,)``, n ≥ 1; object dtype is categorical.
         scaling
             ``standard``: mean and deviation; ``robust``: median and interquartile range / 1.349 (the deviation where
-            that range is 0).
+            that range is 0); ``asinh``: as ``robust``, with far values drawn in.
         max_categories
             At most so many values of a field get a column of their own, the most frequent ones.
 
@@ -238,10 +248,11 @@ def _fit_numeric(name: str, column: NDArray[np.float64], scaling: str) -> Numeri
     unit = max(abs(low), abs(high))
     scaled = values / unit
     center, scale = float(scaled.mean()), float(scaled.std())
-    if scaling == "robust":
+    if scaling != "standard":
         lower, center, upper = (float(q) for q in np.quantile(scaled, (0.25, 0.5, 0.75)))
         scale = (upper - lower) / 1.349 or scale
-    return NumericField(name, center * unit, max(scale * unit, np.finfo(np.float64).tiny), low, high, has_missing)
+    scale = max(scale * unit, np.finfo(np.float64).tiny)
+    return NumericField(name, center * unit, scale, low, high, has_missing, scaling == "asinh")
 
 
 def _fit_categorical(name: str, column: NDArray[Any], max_categories: int) -> CategoricalField:

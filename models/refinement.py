@@ -1,7 +1,7 @@
 """RefineData: which rows of a contaminated window to learn from, by the vote of an ensemble (equations 1 and 2).
 
 Yoon et al., "Self-supervise, Refine, Repeat" (2022), section 3. Symbols: D the rows, K `n_subsets`, γ `gamma`, η_k the
-k-th threshold.
+k-th threshold. How large γ should be where nobody knows is :mod:`models.contamination`'s.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from models.occ import OneClassClassifier
 
-GAMMA_BOUNDS = (0.005, 0.2)
-"""Estimated γ is kept within these: the paper's value for clean data, and what a window can lose."""
 MIN_SUBSET_ROWS = 20
+VOTES = ("unanimous", "majority")
+REMOVALS = ("hard", "soft")
+_WEIGHT_STEEPNESS = 4.0
+"""A row's weight falls from 0.98 to 0.02 over half the distance from the median score to the threshold, twice."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Refinement:
     """What an ensemble made of the rows."""
 
     kept: NDArray[np.bool_]
-    """``(n,)``: rows that no member rejects (equation 1)."""
+    """``(n,)``: rows that the vote keeps; with a unanimous one those that no member rejects (equation 1)."""
     votes: NDArray[np.int64]
     """``(n,)``: how many members reject the row."""
+    weights: NDArray[np.float64]
+    """``(n,)``, 0 to 1: what a row counts in the next fit; 1 or 0 as it is kept, or a soft form of that."""
     members: tuple[OneClassClassifier, ...]
     thresholds: NDArray[np.float64]
     """η, ``(K,)``: the least score that a member rejects."""
+    n_votes: int
+    """So many rejections exclude a row."""
 
     @property
     def excluded_ratio(self) -> float:
@@ -44,12 +50,23 @@ class Refinement:
         rejected = self.votes[self.votes > 0]
         return float(rejected.mean() / len(self.members)) if len(rejected) else 1.0
 
-    def keeps(self, Z: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which other embeddings ``(n, ...)`` no member rejects, ``(n,)``."""
-        is_kept = np.ones(len(Z), dtype=bool)
+    def votes_on(self, Z: NDArray[Any]) -> NDArray[np.int64]:
+        """Return how many members reject other embeddings ``(n, ...)`` by the same thresholds, ``(n,)``."""
+        votes = np.zeros(len(Z), dtype=np.int64)
         for member, threshold in zip(self.members, self.thresholds, strict=True):
-            is_kept &= member.score(Z) < threshold
-        return is_kept
+            votes += member.score(Z) >= threshold
+        return votes
+
+    def keeps(self, Z: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which other embeddings ``(n, ...)`` the same vote by the same thresholds keeps, ``(n,)``."""
+        kept: NDArray[np.bool_] = self.votes_on(Z) < self.n_votes
+        return kept
+
+
+def keep_all(n: int) -> Refinement:
+    """Return the refinement that was not made: every one of `n` rows is kept, by nobody."""
+    none = np.zeros(n, dtype=np.int64)
+    return Refinement(np.ones(n, dtype=bool), none, np.ones(n), (), np.empty(0), 1)
 
 
 def refine(
@@ -60,6 +77,8 @@ def refine(
     gamma: float,
     rng: np.random.Generator,
     n_rounds: int = 1,
+    vote: str = "unanimous",
+    removal: str = "hard",
 ) -> Refinement:
     """Split the rows into subsets, fit one classifier on each, and keep the rows that none rejects.
 
@@ -67,8 +86,8 @@ def refine(
     some, since "at least the percentile" would empty a window of equal rows. Always starts from all rows, so a row once
     removed can come back.
 
-    Differs from the paper: with `n_rounds` above 1 the members are fitted again on the kept rows of their subsets and
-    all rows judged again, which finds more when anomalies bend the first fit.
+    Differs from the paper where asked to: with `n_rounds` above 1 the members are fitted again on the kept rows of
+    their subsets and all rows judged again, which finds more when anomalies bend the first fit.
 
     Parameters
     ----------
@@ -80,67 +99,77 @@ def refine(
         Share that each member rejects, 0 < γ < 1; between γ and K γ of the rows are lost.
     n_rounds
         At least 1. Grows the cost linearly; 5 to 10 is where gains end.
+    vote
+        ``unanimous``: a row is kept if no member rejects it (the paper); ``majority``: if at most half of them do.
+    removal
+        ``hard``: what is not kept weighs nothing (the paper); ``soft``: a row's weight falls smoothly around the
+        thresholds, so that small subsets do not lose rows that they need.
     """
     if not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma is {gamma!r}; allowed: above 0 and below 1")
+    if n_rounds < 1:
+        raise ValueError(f"n_rounds is {n_rounds!r}; allowed: at least 1")
+    for name, value, allowed in (("vote", vote, VOTES), ("removal", removal, REMOVALS)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     n = len(Z)
     subsets = np.array_split(rng.permutation(n), max(1, min(n_subsets, n // MIN_SUBSET_ROWS)))
     n_rejected = min(n - 1, math.ceil(gamma * n - 1e-9))
+    n_votes = 1 if vote == "unanimous" else len(subsets) // 2 + 1
     tie_break = rng.permutation(n)
-    kept = np.ones(n, dtype=bool)
+    weights: NDArray[np.float64] | None = None
     refinement: Refinement | None = None
     for _ in range(n_rounds):
-        members = [make_occ().fit(Z[_still_kept(subset, kept)]) for subset in subsets]
-        scores = np.array([member.score(Z) for member in members])
-        tops = [np.lexsort((tie_break, s))[n - n_rejected :] for s in scores]
-        votes = np.bincount(np.concatenate(tops), minlength=n)
-        thresholds = np.array([s[top].min() for s, top in zip(scores, tops, strict=True)])
+        members, thresholds = [], np.empty(len(subsets))
+        votes, new_weights = np.zeros(n, dtype=np.int64), np.ones(n)
+        for k, subset in enumerate(subsets):
+            member = _fit(make_occ(), Z, subset, weights)
+            score = member.score(Z)
+            top = highest(score, n_rejected, tie_break)
+            members.append(member)
+            thresholds[k] = score[top].min(initial=np.inf)
+            votes[top] += 1
+            if removal == "soft":
+                new_weights *= _soft_weights(score, thresholds[k])
+        kept = votes < n_votes
+        weights = new_weights if removal == "soft" else kept.astype(np.float64)
         is_settled = refinement is not None and np.array_equal(votes, refinement.votes)
-        refinement = Refinement(votes == 0, votes, tuple(members), thresholds)
+        refinement = Refinement(kept, votes, weights, tuple(members), thresholds, n_votes)
         if is_settled:
             break
-        kept = refinement.kept
-    if refinement is None:
-        raise ValueError(f"n_rounds is {n_rounds!r}; allowed: at least 1")
+    assert refinement is not None
     return refinement
 
 
-def _still_kept(subset: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the kept rows of a subset, or all of it where less than half is left: too few to fit anything on."""
-    rows = subset[kept[subset]]
-    return rows if 2 * len(rows) >= len(subset) else subset
+def highest(score: NDArray[np.float64], n_highest: int, tie_break: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return which `n_highest` of ``(n,)`` scores are the highest, equal ones by the higher `tie_break` ``(n,)``."""
+    n = len(score)
+    if n_highest == 0:
+        return np.empty(0, dtype=np.intp)
+    threshold = np.partition(score, n - n_highest)[n - n_highest]
+    above = np.flatnonzero(score > threshold)
+    equal = np.flatnonzero(score == threshold)
+    picked = equal[np.argsort(tie_break[equal])[len(equal) - (n_highest - len(above)) :]]
+    return np.concatenate([above, picked])
 
 
-def estimate_gamma(scores: NDArray[np.float64]) -> float:
-    """Return γ: twice Otsu's share, on the square root of the shifted scores, within `GAMMA_BOUNDS`.
+def _fit(
+    member: OneClassClassifier, Z: NDArray[Any], subset: NDArray[np.intp], weights: NDArray[np.float64] | None
+) -> OneClassClassifier:
+    """Fit to the weighted rows of a subset, or to all of it where less than half is left: too few to fit on."""
+    if weights is None or 2.0 * weights[subset].sum() < len(subset):
+        return member.fit(Z[subset])
+    weight = weights[subset]
+    if ((weight == 0.0) | (weight == 1.0)).all():
+        return member.fit(Z[subset[weight == 1.0]])
+    return member.fit(Z[subset], weight)
 
-    Differs from the paper: on raw log densities Otsu nearly switches refinement off; their root is about a distance.
-    """
-    low, high = GAMMA_BOUNDS
-    return float(np.clip(2.0 * otsu_share(np.sqrt(scores - scores.min())), low, high))
 
-
-def otsu_share(values: NDArray[np.float64]) -> float:
-    """Return the share of values above Otsu's threshold (1979): the split with the greatest variance between its sides.
-
-    Parameters
-    ----------
-    values
-        ``(n,)``, n ≥ 1. Sorted and split between any two different neighbours, without a histogram.
-
-    Returns
-    -------
-    float
-        0 to 1, exclusive; 0.0 if all values are equal.
-    """
-    ordered = np.sort(values)
-    n = len(ordered)
-    if ordered[0] == ordered[-1]:
-        return 0.0
-    n_below = np.arange(1, n)
-    sums = np.cumsum(ordered)
-    mean_below = sums[:-1] / n_below
-    mean_above = (sums[-1] - sums[:-1]) / (n - n_below)
-    between = n_below * (n - n_below) * np.square(mean_above - mean_below)
-    between[ordered[1:] == ordered[:-1]] = -1.0  # a threshold cannot part equal values
-    return float(n - n_below[int(np.argmax(between))]) / n
+def _soft_weights(score: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """Return 1 / (1 + exp(4 (s - η) / (η - median))): 0.5 at the threshold, 0.98 at the median."""
+    distance = threshold - float(np.median(score))
+    if not distance > 0.0:
+        return np.ones(len(score))
+    steps = np.clip(_WEIGHT_STEEPNESS * (score - threshold) / distance, -500.0, 500.0)
+    weights: NDArray[np.float64] = 1.0 / (1.0 + np.exp(steps))
+    return weights

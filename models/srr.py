@@ -1,7 +1,7 @@
 """Self-supervise, refine, repeat: Algorithm 1 of the paper on a matrix of scaled fields. Read this first.
 
 Yoon, Sohn, Li, Arik, Lee, Pfister, "Self-supervise, Refine, Repeat: Improving Unsupervised Anomaly Detection" (2022).
-Symbols: D the rows `X`, g the representation, f the final one-class classifier, γ `gamma`, K `n_subsets`.
+Symbols: D the rows `X`, g the representation, f the final one-class classifier; RefineData is `refine_data`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.occ import OneClassClassifier
-from models.refinement import Refinement, estimate_gamma, refine
+from models.refinement import Refinement, keep_all
 from models.representations import Representation
 
 ROWS_PER_STEP = 64
 """The paper's minibatch: an epoch is N / 64 steps, whatever the representation's own minibatch is."""
+REFINES = ("both", "final", "none")
+SCORERS = ("final", "ensemble")
+MIN_LOSS_FALL = 0.01
+"""A loss that falls by less than this share from one refresh to the next has converged."""
+
+RefineData = Callable[[NDArray[Any], np.random.Generator], tuple[Refinement, float]]
+"""Embeddings ``(n, ...)`` → which rows to keep, and the γ it was done with."""
 
 
 class Progress(NamedTuple):
@@ -32,36 +38,41 @@ class Progress(NamedTuple):
     n_steps: int
     loss: float | None = None
     excluded_ratio: float | None = None
+    kept: NDArray[np.bool_] | None = None
+    """After a refinement: which of the training rows it keeps."""
+    rows: NDArray[np.intp] | None = None
+    """With `kept`: which rows of the window the training rows are; the others are held out for calibration."""
 
 
 @dataclass(frozen=True)
 class Refined:
     """What comes out of Algorithm 1; the representation was trained in place."""
 
-    classifier: OneClassClassifier
-    """f, fitted on the embeddings of the kept rows."""
     refinement: Refinement
-    """The last one; `kept` is what f was fitted on."""
+    """The last one; `kept` is what f is to be fitted on."""
     gamma: float
     refreshes: tuple[tuple[int, float], ...]
     """(step, excluded share) of every refinement."""
+    n_steps: int
+    """Steps that were trained; fewer than asked for if the training converged."""
+    embedding: NDArray[Any]
+    """g(D) at the end."""
     seconds: dict[str, float]
 
 
 def self_supervise_refine_repeat(
     X: NDArray[np.float32],
     representation: Representation,
-    make_occ: Callable[[], OneClassClassifier],
+    refine_data: RefineData,
     *,
-    n_subsets: int,
-    gamma: float | None,
-    n_rounds: int,
     rng: np.random.Generator,
     n_steps: int,
+    refine: str = "both",
+    tolerance: float | None = None,
     is_warm: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Refined:
-    """Train a representation on ever better refined rows, and a one-class classifier on the last of them.
+    """Train a representation on ever better refined rows, and refine once more for the one-class classifier.
 
     Differs from the paper: the first epoch trains on all rows (refining with an untrained network locks the anomalies
     in), unless the representation is warm, that is, was trained before.
@@ -70,10 +81,14 @@ def self_supervise_refine_repeat(
     ----------
     X
         ``(n, d)``, contaminated.
-    gamma
-        γ; None estimates it anew at every refinement.
     n_steps
-        Training steps in all; 0 refines and fits only.
+        Training steps in all; 0 refines only.
+    refine
+        ``both``: the rows that the representation learns from and those of the final classifier (the paper);
+        ``final``: only the latter; ``none``: nothing is refined.
+    tolerance
+        The training ends early at a refresh that changes the fate of at most this share of the rows while the loss has
+        all but stopped falling; None trains to the end.
     """
     report = on_progress or (lambda progress: None)
     seconds = {"train": 0.0, "refine": 0.0}
@@ -83,29 +98,58 @@ def self_supervise_refine_repeat(
         started = time.perf_counter()
         report(Progress("refine", step, n_steps))
         Z = representation.embed(X)
-        share = estimate_gamma(make_occ().fit(Z).score(Z)) if gamma is None else gamma
-        refinement = refine(Z, make_occ, n_subsets=n_subsets, gamma=share, rng=rng, n_rounds=n_rounds)
+        refinement, gamma = (keep_all(len(X)), 0.0) if refine == "none" else refine_data(Z, rng)
         refreshes.append((step, refinement.excluded_ratio))
         seconds["refine"] += time.perf_counter() - started
-        report(Progress("refine", step, n_steps, None, refinement.excluded_ratio))
-        return Z, refinement, share
+        report(Progress("refine", step, n_steps, None, refinement.excluded_ratio, refinement.kept))
+        return Z, refinement, gamma
 
-    kept = refresh(0)[1].kept if is_warm and n_steps else np.ones(len(X), dtype=bool)
+    is_refined = refine == "both"
+    kept = refresh(0)[1].kept if is_warm and n_steps and is_refined else np.ones(len(X), dtype=bool)
+    losses: list[float] = []
     done = 0
-    for stop in [*refresh_steps(len(X), n_steps), n_steps]:
+    for stop in [*(refresh_steps(len(X), n_steps) if is_refined else []), n_steps]:
         if done:
-            kept = refresh(done)[1].kept
+            before, kept = kept, refresh(done)[1].kept
+            if tolerance is not None and _is_settled(before, kept, losses, tolerance):
+                break
         started = time.perf_counter()
-        representation.update(X[kept], stop - done, partial(_report_step, report, done, n_steps))
+        loss = _Loss(report, done, n_steps)
+        representation.update(X[kept], stop - done, loss)
+        losses.append(loss.last)
         seconds["train"] += time.perf_counter() - started
         done = stop
-    Z, refinement, share = refresh(n_steps)
-    classifier = make_occ().fit(Z[refinement.kept])
-    return Refined(classifier, refinement, share, tuple(refreshes), seconds)
+    Z, refinement, gamma = refresh(done)
+    return Refined(refinement, gamma, tuple(refreshes), done, Z, seconds)
 
 
-def _report_step(report: Callable[[Progress], None], n_before: int, n_steps: int, step: int, loss: float) -> None:
-    report(Progress("train", n_before + step, n_steps, loss))
+def _is_settled(before: NDArray[np.bool_], kept: NDArray[np.bool_], losses: list[float], tolerance: float) -> bool:
+    return (
+        len(losses) > 1
+        and float(np.mean(before != kept)) <= tolerance
+        and losses[-1] > (1.0 - MIN_LOSS_FALL) * losses[-2]
+    )
+
+
+class _Loss:
+    """Passes the steps of one update on as progress of the whole, and remembers the last loss."""
+
+    def __init__(self, report: Callable[[Progress], None], n_before: int, n_steps: int) -> None:
+        self.last = np.inf
+        self._report, self._n_before, self._n_steps = report, n_before, n_steps
+
+    def __call__(self, step: int, loss: float) -> None:
+        self.last = loss
+        self._report(Progress("train", self._n_before + step, self._n_steps, loss))
+
+
+def fit_final(
+    make_occ: Callable[[], OneClassClassifier], Z: NDArray[Any], weights: NDArray[np.float64]
+) -> OneClassClassifier:
+    """Return f fitted on embeddings of which refinement left `weights` ``(n,)``, 0 to 1."""
+    if ((weights == 0.0) | (weights == 1.0)).all():
+        return make_occ().fit(Z[weights == 1.0])
+    return make_occ().fit(Z, weights)
 
 
 def refresh_steps(n_rows: int, n_steps: int) -> list[int]:

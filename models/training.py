@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.calibration import calibrate
+from models.contamination import GAMMAS, estimate_gamma
 from models.detector import Model
 from models.explanation import Explainer
 from models.occ import CLASSIFIERS, OneClassClassifier
+from models.occ.blend import Blend
 from models.preprocessing import SCALINGS, Preprocessor, row_count
+from models.refinement import REMOVALS, VOTES, Refinement, refine
 from models.representations import REPRESENTATIONS, Representation
-from models.srr import Progress, Refined, self_supervise_refine_repeat
+from models.srr import REFINES, SCORERS, Progress, Refined, fit_final, self_supervise_refine_repeat
 from models.state import Columns
 
 __all__ = ["Progress", "Trained", "TrainingConfig", "TrainingReport", "train"]
 
 MIN_ROWS = 8
+N_FLAGGED_ROWS = 2000
+QUICK_MEMBERS = {"n_neighbors": 10, "max_rows": 250}
+"""Options of a blend whose scores are only voted on: five members see more than one, so each may look at less."""
 WARM_STEPS_SHARE = 0.25
 """A representation that was trained before gets this share of the steps."""
 
@@ -36,47 +42,97 @@ class TrainingConfig:
         If a value is not allowed; says which are.
     """
 
-    representation: str = "goad"
+    representation: str = "identity"
     representation_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the representation, such as ``{"n_steps": 512}``."""
-    classifier: str = "gde"
+    classifier: str = "blend"
+    """f, the final one-class classifier, a key of ``CLASSIFIERS``."""
+    classifier_options: Mapping[str, Any] = field(default_factory=dict)
+    """Its keyword arguments, such as ``{"shrinkage": 0.01}``."""
+    ensemble_classifier: str | None = None
+    """Members of the ensemble that refines; None: like the final one, with its options."""
+    ensemble_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the members, over those of the final classifier where that is of the same kind."""
     n_subsets: int = 5
     """K."""
-    gamma: float | None = None
-    """Share that each member of the ensemble rejects; estimated if None."""
+    gamma: float | str = "excess"
+    """γ, the share that each member rejects, or how to estimate it: see :func:`models.contamination.estimate_gamma`."""
     contamination: float | None = None
-    """Known share of anomalies; γ is then twice this. Not with `gamma`."""
-    false_alarm_rate: float = 0.005
-    shrinkage: float | None = None
-    """Of covariances, above 0, at most 1; None: what suits the representation. See :class:`models.occ.gde.GDE`."""
-    refine_rounds: int = 5
+    """Known share of anomalies; γ is then twice this. Not with a number for `gamma`."""
+    vote: str = "unanimous"
+    """See :func:`models.refinement.refine`."""
+    removal: str = "hard"
+    """See :func:`models.refinement.refine`."""
+    refine_rounds: int = 1
     """How often a refinement judges all rows; see :func:`models.refinement.refine`."""
+    refine: str = "both"
+    """See :func:`models.srr.self_supervise_refine_repeat`."""
+    scorer: str = "final"
+    """``final``: f scores; ``ensemble``: the mean of the last refinement's members does."""
+    tolerance: float | None = None
+    """See :func:`models.srr.self_supervise_refine_repeat`."""
+    false_alarm_rate: float = 0.005
     calibration_ratio: float = 0.2
     """Share of the window that is kept from training, for calibration."""
-    scaling: str = "standard"
+    scaling: str = "asinh"
+    """See :meth:`models.preprocessing.Preprocessor.fit`."""
 
     def __post_init__(self) -> None:
         _one_of("representation", self.representation, REPRESENTATIONS)
         _one_of("classifier", self.classifier, CLASSIFIERS)
-        _one_of("scaling", self.scaling, SCALINGS)
+        if self.ensemble_classifier is not None:
+            _one_of("ensemble_classifier", self.ensemble_classifier, CLASSIFIERS)
+        for name, allowed in (
+            ("scaling", SCALINGS),
+            ("vote", VOTES),
+            ("removal", REMOVALS),
+            ("refine", REFINES),
+            ("scorer", SCORERS),
+        ):
+            _one_of(name, getattr(self, name), allowed)
+        if self.scorer == "ensemble" and self.refine == "none":
+            raise ValueError("scorer is 'ensemble' and refine is 'none': without refinement there is no ensemble")
         for name in ("n_subsets", "refine_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: whole numbers from 1 on")
-        for name, end in (("gamma", 1), ("contamination", 0.5), ("false_alarm_rate", 1), ("calibration_ratio", 1)):
+        for name, end in (
+            ("contamination", 0.5),
+            ("false_alarm_rate", 1),
+            ("calibration_ratio", 1),
+            ("tolerance", 1),
+        ):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < end:
                 raise ValueError(f"{name} is {value!r}; allowed: above 0 and below {end}")
-        if self.gamma is not None and self.contamination is not None:
+        if isinstance(self.gamma, str):
+            _one_of("gamma", self.gamma, GAMMAS)
+        elif not 0.0 < self.gamma < 1.0:
+            raise ValueError(f"gamma is {self.gamma!r}; allowed: above 0 and below 1, or {', '.join(GAMMAS)}")
+        elif self.contamination is not None:
             raise ValueError(
                 f"gamma ({self.gamma}) and contamination ({self.contamination}) exclude each other; give one"
             )
         self.make_classifier()
+        self.make_member()
         self.make_representation()
 
     def make_classifier(self) -> OneClassClassifier:
-        """Return a new classifier, not fitted."""
-        shrinkage = REPRESENTATIONS[self.representation].shrinkage if self.shrinkage is None else self.shrinkage
-        return CLASSIFIERS[self.classifier](shrinkage=shrinkage)
+        """Return a new final classifier, not fitted."""
+        return self._make(self.classifier, self.classifier_options, "classifier_options")
+
+    def make_member(self) -> OneClassClassifier:
+        """Return a new member of the ensemble, not fitted."""
+        name = self.ensemble_classifier or self.classifier
+        options = {**self.classifier_options} if name == self.classifier else {}
+        return self._make(name, {**options, **self.ensemble_options}, "ensemble_options")
+
+    def _make(self, name: str, options: Mapping[str, Any], setting: str) -> OneClassClassifier:
+        if name == "gde":
+            options = {"shrinkage": REPRESENTATIONS[self.representation].shrinkage, **options}
+        try:
+            return CLASSIFIERS[name](**options)
+        except TypeError as error:
+            raise ValueError(f"{setting} do not fit {name!r}: {error}") from error
 
     def make_representation(self) -> Representation:
         """Return a new representation, not fitted."""
@@ -85,11 +141,38 @@ class TrainingConfig:
         except TypeError as error:
             raise ValueError(f"representation_options do not fit {self.representation!r}: {error}") from error
 
-    def with_representation(self, name: str) -> TrainingConfig:
-        """Return the same with another representation; options, which are of one representation only, are dropped."""
-        if name == self.representation:
+    def closed_form(self) -> TrainingConfig:
+        """Return the config of a first model, ready in seconds: the default one if this one has steps to train."""
+        if not self.make_representation().n_steps:
             return self
-        return replace(self, representation=name, representation_options={})
+        return TrainingConfig(
+            ensemble_options=QUICK_MEMBERS,
+            n_subsets=self.n_subsets,
+            gamma=self.gamma,
+            contamination=self.contamination,
+            false_alarm_rate=self.false_alarm_rate,
+            calibration_ratio=self.calibration_ratio,
+        )
+
+    def refine_data(self, Z: NDArray[Any], rng: np.random.Generator) -> tuple[Refinement, float]:
+        """Return which rows of ``(n, ...)`` embeddings to learn from, and the γ it was done with."""
+        if self.contamination is not None:
+            gamma = min(2.0 * self.contamination, 0.5)
+        elif isinstance(self.gamma, str):
+            gamma = estimate_gamma(Z, method=self.gamma, seed=int(rng.integers(2**31)))
+        else:
+            gamma = self.gamma
+        refinement = refine(
+            Z,
+            self.make_member,
+            n_subsets=self.n_subsets,
+            gamma=gamma,
+            rng=rng,
+            n_rounds=self.refine_rounds,
+            vote=self.vote,
+            removal=self.removal,
+        )
+        return refinement, gamma
 
 
 @dataclass(frozen=True)
@@ -107,6 +190,8 @@ class TrainingReport:
     """Of the rows that any member rejects, the mean share of members that do, 0 to 1."""
     duplicate_ratio: float
     """Share of the rows that repeat an earlier one. A flood of equal anomalies looks normal: watch it."""
+    rows_by_votes: list[int]
+    """How many training rows 0, 1, … K members of the last ensemble reject."""
     n_rows: int
     n_steps: int
     refreshes: list[tuple[int, float]]
@@ -122,11 +207,14 @@ class TrainingReport:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, how it came to be, and which rows of the window it thinks normal, ``(n,)``."""
+    """A model, how it came to be, and what it thinks of the rows of the window."""
 
     model: Model
     report: TrainingReport
     kept: NDArray[np.bool_]
+    """``(n,)``: which rows refinement keeps."""
+    votes: NDArray[np.int64]
+    """``(n,)``: how many members of the last ensemble reject a row."""
 
 
 def train(
@@ -164,7 +252,7 @@ def train(
     >>> rng = np.random.default_rng(0)
     >>> columns = {"latency": rng.normal(20.0, 2.0, size=500), "bytes": rng.normal(1e4, 1e3, size=500)}
     >>> columns["latency"][:10] = 90.0
-    >>> trained = train(columns, TrainingConfig(representation="identity"), seed=0)
+    >>> trained = train(columns, TrainingConfig(), seed=0)
     >>> bool(trained.kept[:10].any())
     False
     >>> trained.model.score({"latency": np.array([21.0, 80.0]), "bytes": np.array([1e4, 1e4])}).flagged.tolist()
@@ -177,64 +265,98 @@ def train(
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     is_held_out = _held_out(n_rows, config.calibration_ratio, rng)
-    preprocessor = Preprocessor.fit(
-        {name: column[~is_held_out] for name, column in columns.items()}, scaling=config.scaling
-    )
+    preprocessor = Preprocessor.fit(columns, scaling=config.scaling)
     everything = preprocessor.transform(columns)
-    X, held_out = everything[~is_held_out], everything[is_held_out]
     prepared = time.perf_counter()
 
     representation = _warm(warm_start, config, preprocessor)
     is_warm = representation is not None
     representation = representation or config.make_representation()
     n_steps = round(representation.n_steps * WARM_STEPS_SHARE) if is_warm else representation.n_steps
+    # Where nothing is trained, held-out rows can be judged with the others: only f must not have seen them.
+    is_learned_from = ~is_held_out if n_steps else np.ones(n_rows, dtype=bool)
+    X, rows = everything[is_learned_from], np.flatnonzero(is_learned_from)
     representation.fit(X, rng, device=_device(device) if n_steps else "cpu")
     refined = self_supervise_refine_repeat(
         X,
         representation,
-        config.make_classifier,
-        n_subsets=config.n_subsets,
-        gamma=_gamma(config),
-        n_rounds=config.refine_rounds,
+        config.refine_data,
         rng=rng,
         n_steps=n_steps,
+        refine=config.refine,
+        tolerance=config.tolerance,
         is_warm=is_warm,
-        on_progress=on_progress,
+        on_progress=lambda progress: report(progress if progress.kept is None else progress._replace(rows=rows)),
     )
     learned = time.perf_counter()
 
-    report(Progress("calibrate", n_steps, n_steps, None, refined.refinement.excluded_ratio))
-    Z = representation.embed(held_out)
-    scores = refined.classifier.score(Z)
-    kept = np.empty(n_rows, dtype=bool)
-    kept[~is_held_out], kept[is_held_out] = refined.refinement.kept, refined.refinement.keeps(Z)
+    refinement = refined.refinement
+    report(Progress("calibrate", refined.n_steps, refined.n_steps, None, refinement.excluded_ratio))
+    Z, votes, weights = _judge_all(refined, representation, everything, is_learned_from)
+    kept = votes < refinement.n_votes
+    classifier, scores = _classifier(config, refinement, Z, weights, is_held_out)
     # γ is meant to be twice the share of anomalies; where it is estimated, that may be half as many again.
     calibration = calibrate(scores, kept[is_held_out], max_anomalous_ratio=0.75 * refined.gamma)
-    explainer = Explainer.fit(X[refined.refinement.kept])
+    explainer = Explainer.fit(everything[kept] if kept.any() else everything)
     model = Model(
         preprocessor,
         # As loaded from a file: without optimiser and network, and not to be trained on by anybody.
         representation.from_state(representation.state()),
-        refined.classifier,
+        classifier,
         calibration,
         explainer,
         config.false_alarm_rate,
-        {"n_rows": n_rows, "gamma": refined.gamma, "excluded_ratio": refined.refinement.excluded_ratio},
+        {"n_rows": n_rows, "gamma": refined.gamma, "excluded_ratio": refinement.excluded_ratio},
     )
     seconds = {
         "prepare": prepared - started,
         **refined.seconds,
         "calibrate": time.perf_counter() - learned,
     }
-    contamination = _contamination(model, columns)
-    return Trained(model, _report(refined, everything, contamination, n_steps, seconds, is_warm), kept)
+    contamination = _contamination(model, columns, rng)
+    return Trained(model, _report(refined, everything, contamination, len(rows), seconds, is_warm), kept, votes)
+
+
+def _judge_all(
+    refined: Refined, representation: Representation, everything: NDArray[np.float32], is_known: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """Return embeddings, votes and weights of all rows, of which refinement knows some."""
+    refinement = refined.refinement
+    if is_known.all():
+        return refined.embedding, refinement.votes, refinement.weights
+    others = representation.embed(everything[~is_known])
+    Z = np.empty((len(everything), *others.shape[1:]), dtype=others.dtype)
+    votes, weights = np.empty(len(everything), dtype=np.int64), np.empty(len(everything))
+    Z[is_known], Z[~is_known] = refined.embedding, others
+    votes[is_known], votes[~is_known] = refinement.votes, refinement.votes_on(others)
+    weights[is_known], weights[~is_known] = refinement.weights, votes[~is_known] < refinement.n_votes
+    return Z, votes, weights
+
+
+def _classifier(
+    config: TrainingConfig,
+    refinement: Refinement,
+    Z: NDArray[Any],
+    weights: NDArray[np.float64],
+    is_held_out: NDArray[np.bool_],
+) -> tuple[OneClassClassifier, NDArray[np.float64]]:
+    """Return f, and scores of the held-out rows by an f that has not seen them.
+
+    What is in use is fitted on all rows, the held-out ones too: a few more rows hardly change the distribution of
+    scores, and small windows need every one.
+    """
+    if config.scorer == "ensemble":
+        ensemble = Blend.of(refinement.members)
+        return ensemble, ensemble.score(Z[is_held_out])
+    others = fit_final(config.make_classifier, Z[~is_held_out], weights[~is_held_out])
+    return fit_final(config.make_classifier, Z, weights), others.score(Z[is_held_out])
 
 
 def _report(
     refined: Refined,
     X: NDArray[np.float32],
     contamination: float,
-    n_steps: int,
+    n_rows: int,
     seconds: dict[str, float],
     is_warm: bool,
 ) -> TrainingReport:
@@ -245,8 +367,9 @@ def _report(
         contamination_ratio=contamination,
         agreement=refined.refinement.agreement,
         duplicate_ratio=1.0 - len({row.tobytes() for row in X}) / len(X),
-        n_rows=len(X),
-        n_steps=n_steps,
+        rows_by_votes=np.bincount(refined.refinement.votes, minlength=len(refined.refinement.members) + 1).tolist(),
+        n_rows=n_rows,
+        n_steps=refined.n_steps,
         refreshes=list(refined.refreshes),
         seconds=seconds,
         is_warm_started=is_warm,
@@ -259,13 +382,11 @@ def _held_out(n_rows: int, ratio: float, rng: np.random.Generator) -> NDArray[np
     return is_held_out
 
 
-def _gamma(config: TrainingConfig) -> float | None:
-    return config.gamma if config.contamination is None else min(2.0 * config.contamination, 0.5)
-
-
-def _contamination(model: Model, columns: Columns) -> float:
-    """Return the share of the window that is flagged beyond the false alarms to be expected."""
-    flagged, rate = float(model.score(columns).flagged.mean()), model.false_alarm_rate
+def _contamination(model: Model, columns: Columns, rng: np.random.Generator) -> float:
+    """Return the share of the window, or of a sample of it, that is flagged beyond the false alarms to be expected."""
+    rows = np.sort(rng.permutation(row_count(columns))[:N_FLAGGED_ROWS])
+    sample = {name: column[rows] for name, column in columns.items()}
+    flagged, rate = float(model.score(sample).flagged.mean()), model.false_alarm_rate
     return max(0.0, (flagged - rate) / (1.0 - rate))
 
 

@@ -5,6 +5,7 @@ The parts themselves take plain arguments, so that each can be used, and tested,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consumers.decoding import DECODERS, Decoder
@@ -131,16 +132,23 @@ def make_training_config(settings: Settings) -> TrainingConfig:
     Raises
     ------
     ValueError
-        If the options do not fit the representation.
+        If the options do not fit the representation or the classifier.
     """
-    from models.training import TrainingConfig
+    from models.presets import PRESETS
 
     training = settings.training
-    return TrainingConfig(
-        representation=training.representation,
-        representation_options=dict(training.representation_options),
+    preset = PRESETS["goad" if training.representation == "goad" else "default"]
+    options: dict[str, Any] = {"representation_options": dict(training.representation_options)}
+    if training.classifier is not None:
+        options |= {"classifier": training.classifier, "classifier_options": dict(training.classifier_options)}
+        options["ensemble_options"] = {}
+    elif training.classifier_options:
+        raise ValueError("classifier_options are given without a classifier; name it")
+    return replace(
+        preset,
+        **options,
         n_subsets=training.n_subsets,
-        gamma=training.gamma,
+        gamma=training.gamma_estimate if training.gamma is None else training.gamma,
         contamination=training.contamination,
         false_alarm_rate=settings.threshold.false_alarm_rate,
     )

@@ -50,6 +50,9 @@ def _positive(value: timedelta) -> timedelta:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
 Share = Annotated[float, Setting(gt=0, lt=1)]
+ClassifierName = Literal[
+    "blend", "gde", "histogram", "knn", "kde", "ocsvm", "isolation_forest", "lof", "pca", "robust_pca", "centres"
+]
 Port = Annotated[int, Setting(ge=0, le=65535)]
 
 
@@ -131,8 +134,11 @@ class TrainingSettings(_Section):
     min_interval: Duration = Setting(timedelta(minutes=1), description="rest between trainings that drift asked for")
     representation: Literal["identity", "goad"] = "goad"
     representation_options: Mapping[str, Any] = Setting(default_factory=dict)
+    classifier: ClassifierName | None = Setting(None, description="on the representation; left out: what suits it")
+    classifier_options: Mapping[str, Any] = Setting(default_factory=dict)
     n_subsets: int = Setting(5, ge=2, description="K of the ensemble that refines the window")
-    gamma: Share | None = Setting(None, description="share that each member rejects; estimated (Otsu) if left out")
+    gamma: Share | None = Setting(None, description="share that each member rejects; estimated if left out")
+    gamma_estimate: Literal["excess", "otsu"] = Setting("excess", description="how; otsu is the paper's")
     contamination: Share | None = Setting(None, description="known share of anomalies; gamma is then twice this")
     device: str = Setting("auto", description="auto, cpu, cuda, cuda:1, …")
     seed: int = 0

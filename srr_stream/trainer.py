@@ -56,10 +56,10 @@ class GateBounds(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that is due: why, and with which representation."""
+    """A training that is due: why, and how."""
 
     reason: str
-    representation: str
+    config: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Trainer:
     Parameters
     ----------
     config
-        How the configured model is trained. The first model of an empty registry is the identity representation,
-        which is closed form and ready in seconds; the configured one follows at once.
+        How the configured model is trained. The first model of an empty registry is in closed form, on the fields
+        themselves, and ready in seconds; the configured one follows at once.
     every, count
         The clock and the count of new records, either may be None. Requests come through the registry.
     min_size
@@ -196,13 +196,13 @@ class Trainer:
                 self._health.not_ready(waiting)
                 self._tell("waiting", waiting)
                 return None
-            return Plan("cold start", "identity")
+            return Plan("cold start", self._config.closed_form())
         self._health.ready(f"version {champion.version} is in use; waiting until a training is due")
         if champion.model["representation"] != configured and champion.version != self._improved_from:
             self._improved_from = champion.version
-            return Plan(f"first model with the configured representation, {configured}", configured)
+            return Plan(f"first model with the configured representation, {configured}", self._config)
         reason = self._asked_for() or self._triggered()
-        return Plan(reason, configured) if reason is not None else None
+        return Plan(reason, self._config) if reason is not None else None
 
     def _asked_for(self) -> str | None:
         if self._clock() - self._last_training < self._min_interval_s:
@@ -253,7 +253,7 @@ class Trainer:
             self._tell("training", plan.reason, n_records=len(window.batch), n_wanted=len(window.batch))
             trained = train(
                 columns,
-                self._config.with_representation(plan.representation),
+                plan.config,
                 seed=seed,
                 warm_start=champion,
                 on_progress=self._on_progress,

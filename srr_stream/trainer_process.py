@@ -78,6 +78,7 @@ def train_once(settings: Settings, *, on_status: Callable[[Status], None]) -> Ou
     """Train the configured model once, now, in this process; raises what :meth:`Trainer.train` raises."""
     from prometheus_client import CollectorRegistry
 
+    from srr_stream import assembly
     from srr_stream.trainer import Plan
 
     trainer = make_trainer(
@@ -87,7 +88,7 @@ def train_once(settings: Settings, *, on_status: Callable[[Status], None]) -> Ou
         on_status=on_status,
     )
     with closing(trainer):
-        return trainer.train(Plan("by hand: train --once", settings.training.representation))
+        return trainer.train(Plan("by hand: train --once", assembly.make_training_config(settings)))
 
 
 def make_trainer(

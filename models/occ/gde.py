@@ -5,19 +5,22 @@ Functions first, a thin class after. Several Gaussians at once are those of a re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.covariance import MinCovDet, ledoit_wolf_shrinkage
 
 from models.blocks import by_blocks
+from models.occ.flattening import choose_rows
 from models.state import State
 
 VARIANCE_FLOOR = 1e-6
 """The least mean variance that shrinkage starts from, so that equal rows can be fitted; scikit-learn's own ridge."""
 _FIT_ROWS = 512
+COVARIANCES = ("shrunk", "empirical", "ledoit_wolf", "robust")
 AGGREGATES: dict[str, Callable[..., NDArray[np.float64]]] = {"mean": np.mean, "median": np.median}
 
 
@@ -74,6 +77,13 @@ class GDE:
     shrinkage
         a of (1 - a) S + a tr(S)/d I, 0 < a ≤ 1. The larger, the less a column that hardly varies counts. With fewer
         than ten rows for each dimension the Ledoit-Wolf estimate is taken where it is larger.
+    covariance
+        ``shrunk``: as above. ``empirical``: S itself, singular directions floored at the precision of float64.
+        ``ledoit_wolf``: a by Ledoit and Wolf (2004), whatever `shrinkage` is. ``robust``: S and the mean of the most
+        compact half of the rows (minimum covariance determinant, Rousseeuw and van Driessen 1999), then as ``shrunk``;
+        slow, and rows with a weight below 0.5 are left out.
+    seed
+        Of the robust search.
     aggregate
         How the negative log densities under m transformations become one score: ``mean`` or ``median``.
 
@@ -87,13 +97,19 @@ class GDE:
 
     name: ClassVar[str] = "gde"
 
-    def __init__(self, *, shrinkage: float = 1e-3, aggregate: str = "mean") -> None:
+    def __init__(
+        self, *, shrinkage: float = 1e-3, aggregate: str = "mean", covariance: str = "shrunk", seed: int = 0
+    ) -> None:
         if not 0.0 < shrinkage <= 1.0:
             raise ValueError(f"shrinkage is {shrinkage!r}; allowed: above 0, at most 1")
         if aggregate not in AGGREGATES:
             raise ValueError(f"aggregate is {aggregate!r}; allowed: {', '.join(AGGREGATES)}")
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance is {covariance!r}; allowed: {', '.join(COVARIANCES)}")
         self.shrinkage = shrinkage
         self.aggregate = aggregate
+        self.covariance = covariance
+        self.seed = seed
         self.mean_: NDArray[np.float64] | None = None
         self.whiten_: NDArray[np.float64] | None = None
         self.log_det_: NDArray[np.float64] | None = None
@@ -101,10 +117,18 @@ class GDE:
     def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
         """Fit to ``(n, d)`` or ``(n, m, d)`` embeddings, n ≥ 1, of which row i counts `weights` ``(n,)`` times."""
         Z = Z[:, None, :] if Z.ndim == 2 else Z
-        mean, covariance = mean_and_covariance(Z, weights)
+        if weights is not None and not weights.any():
+            weights = None
         n, _, d = Z.shape
-        a: NDArray[np.float64] | float = self.shrinkage
-        if n < 10 * d:
+        if self.covariance == "robust" and n > d + 1:
+            rows, _ = choose_rows(n, weights)
+            mean, covariance = _robust(_stacked(Z[rows]), self.seed)
+        else:
+            mean, covariance = mean_and_covariance(Z, weights)
+        a: NDArray[np.float64] | float = 0.0 if self.covariance == "empirical" else self.shrinkage
+        if self.covariance == "ledoit_wolf":
+            a = np.array([_ledoit_wolf(rows) for rows in _stacked(Z)])
+        elif self.covariance != "empirical" and n < 10 * d:
             a = np.array([max(a, _ledoit_wolf(rows)) for rows in _stacked(Z)])
         self.mean_ = mean
         self.whiten_, self.log_det_ = whitening(shrink(covariance, a))
@@ -126,10 +150,42 @@ class GDE:
 
         return by_blocks(score_block, Z)
 
+    def gradient(self, Z: NDArray[Any]) -> NDArray[np.float64]:
+        """Return d score / d Z, of the shape of `Z`: S⁻¹ (z - mean) of every Gaussian, as the aggregate weighs them.
+
+        Raises
+        ------
+        RuntimeError
+            Before `fit`.
+        """
+        mean, whiten, log_det = self._fitted()
+        m = len(mean)
+
+        def gradient_block(block: NDArray[Any]) -> NDArray[np.float64]:
+            stack = _stacked(block)
+            pulls = np.matmul(np.matmul(stack - mean[:, None, :], whiten), whiten.transpose(0, 2, 1))
+            if self.aggregate == "mean":
+                pulls /= m
+            else:
+                order = np.argsort(negative_log_density(stack, mean, whiten, log_det), axis=0, kind="stable")
+                share = np.zeros(order.shape)
+                for middle in ((m - 1) // 2, m // 2):
+                    share[order[middle], np.arange(len(block))] += 0.5
+                pulls *= share[:, :, None]
+            gradient: NDArray[np.float64] = pulls.transpose(1, 0, 2).reshape(block.shape)
+            return gradient
+
+        return by_blocks(gradient_block, Z)
+
     def state(self) -> State:
         """Return all that was learned; :meth:`from_state` reads it."""
         mean, whiten, log_det = self._fitted()
-        values = {"shrinkage": self.shrinkage, "aggregate": self.aggregate}
+        values = {
+            "shrinkage": self.shrinkage,
+            "aggregate": self.aggregate,
+            "covariance": self.covariance,
+            "seed": self.seed,
+        }
         return State(values, {"mean": mean, "whiten": whiten, "log_det": log_det})
 
     @classmethod
@@ -161,3 +217,13 @@ def _ledoit_wolf(rows: NDArray[np.float64]) -> float:
     if len(rows) < 2 or not np.ptp(rows, axis=0).any():
         return 1.0
     return float(ledoit_wolf_shrinkage(rows))
+
+
+def _robust(stack: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean ``(m, d)`` and covariance ``(m, d, d)`` of the most compact half of ``(m, n, d)``."""
+    with warnings.catch_warnings():
+        # Columns that hardly vary make the determinant 0; shrinkage comes after.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        fits = [MinCovDet(random_state=seed).fit(rows) for rows in stack]
+    return np.array([fit.location_ for fit in fits]), np.array([fit.covariance_ for fit in fits])

@@ -34,6 +34,13 @@ class Representation(Protocol):
         """Return ``(n, d')`` or, for m transformations, ``(n, m, d')``; each row on its own."""
         ...
 
+    def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the gradient ``(n, d)`` by `X` of a score whose gradient by ``embed(X)`` is `dZ`, of the same shape.
+
+        That is the vector-Jacobian product of :meth:`embed`; each row on its own.
+        """
+        ...
+
     def state(self) -> State:
         """Return all that was learned."""
         ...

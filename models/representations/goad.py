@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.blocks import by_blocks
+from models.occ.flattening import whole_tiles
 from models.state import State
 
 if TYPE_CHECKING:
     from models.nets.mlp import ProjectionTraining
 
 LEAK = np.float32(0.2)
+_CHOICES = {"optimizer": ("adam", "sgd"), "head": ("linear", "centres")}
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -36,8 +38,13 @@ class Goad:
         Minibatches in all.
     batch_rows, n_picked
         Rows, and projections drawn anew, in a minibatch.
-    learning_rate
-        Adam's.
+    learning_rate, optimizer
+        The step size, and of what: ``adam``, or ``sgd`` with the momentum and weight decay of the paper's table 1.
+    head
+        What tells the projections apart in training: ``linear``, a classifier over the M (equation 5), or ``centres``,
+        GOAD's own: the softmax of -|f(T_m x) - c_m'|², where c_m' is the mean of the minibatch under projection m'
+        (equations 3 and 4). With ``centres`` only the projections in the minibatch have a centre, so that the softmax
+        is over the `n_picked` of them.
     """
 
     name: ClassVar[str] = "goad"
@@ -54,8 +61,10 @@ class Goad:
         batch_rows: int = 64,
         n_picked: int = 16,
         learning_rate: float = 1e-3,
+        optimizer: str = "adam",
+        head: str = "linear",
     ) -> None:
-        self.options = {
+        self.options: dict[str, Any] = {
             "n_transforms": n_transforms,
             "n_projected": n_projected,
             "width": width,
@@ -64,14 +73,10 @@ class Goad:
             "batch_rows": batch_rows,
             "n_picked": n_picked,
             "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "head": head,
         }
-        for name, value in self.options.items():
-            least = 2 if name == "n_transforms" else 1
-            if name == "learning_rate":
-                if not 0.0 < value <= 1.0:
-                    raise ValueError(f"learning_rate is {value!r}; allowed: above 0, at most 1")
-            elif not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {least} on")
+        _check(self.options)
         self.n_steps = n_steps
         self._projections: NDArray[np.float32] | None = None
         self._layers: list[Layer] = []
@@ -89,10 +94,11 @@ class Goad:
         if projections.shape[1] != X.shape[1]:
             raise ValueError(f"goad: X has {X.shape[1]} columns, the loaded projections {projections.shape[1]}")
         self._training = ProjectionTraining(
-            ProjectionNet(projections, self._layers),
-            batch_rows=int(self.options["batch_rows"]),
-            n_picked=int(self.options["n_picked"]),
-            learning_rate=float(self.options["learning_rate"]),
+            ProjectionNet(projections, self._layers, self.options["head"]),
+            batch_rows=self.options["batch_rows"],
+            n_picked=self.options["n_picked"],
+            optimizer=self.options["optimizer"],
+            learning_rate=self.options["learning_rate"],
             device=device,
             seed=seed,
         )
@@ -108,11 +114,21 @@ class Goad:
 
     def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the outputs of f, ``(n, M, width)``, for ``(n, d)`` rows."""
-        projections = self._fitted()
-        if self._folded is None:
-            self._folded = _fold(projections, self._layers[0][0])
-        folded = self._folded
+        folded = self._first_layer()
         return by_blocks(lambda block: self._embed_block(block, folded), X)
+
+    def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how a change of the embedding's every part by `dZ` ``(n, M, width)`` pulls at the rows ``(n, d)``.
+
+        That is dZ Jᵀ with J the Jacobian of :meth:`embed` at `X`, by back-propagation.
+        """
+        folded = self._first_layer()
+        d = len(folded)
+        backward = whole_tiles(folded.T.astype(np.float64))
+        pairs = np.concatenate([X, dZ.reshape(len(X), -1)], axis=1, dtype=np.float64)
+        return by_blocks(
+            lambda block: self._pull_back_block(block[:, :d].astype(np.float32), block[:, d:], folded, backward), pairs
+        )
 
     def state(self) -> State:
         """Return projections and weights; the optimiser is not part of it."""
@@ -128,27 +144,29 @@ class Goad:
         goad._projections = state.array("projections", 3)
         goad._layers = [
             (state.array(f"weight{index}", 2), state.array(f"bias{index}", 1))
-            for index in range(int(goad.options["n_layers"]) + 1)
+            for index in range(len(goad._sizes()) - 1)
         ]
         sizes = goad._sizes()
         shapes = [weight.shape for weight, _ in goad._layers]
         if shapes != list(zip(sizes[1:], sizes[:-1], strict=True)) or any(len(w) != len(b) for w, b in goad._layers):
             raise ValueError(f"goad: layers have shapes {shapes}; allowed by the options: {sizes}")
         m, _, n_projected = goad._projections.shape
-        if (m, n_projected) != (sizes[-1], sizes[0]):
+        n_transforms = goad.options["n_transforms"]
+        if (m, n_projected) != (n_transforms, sizes[0]):
             raise ValueError(
-                f"goad: projections have shape {goad._projections.shape}; needed: {sizes[-1]} x d x {sizes[0]}"
+                f"goad: projections have shape {goad._projections.shape}; needed: {n_transforms} x d x {sizes[0]}"
             )
         return goad
 
     def _sizes(self) -> list[int]:
-        """Return input, hidden and output sizes of the layers, the classifier's last."""
+        """Return input, hidden and output sizes of the layers, the classifier's last if there is one."""
         o = self.options
-        return [int(o["n_projected"]), *[int(o["width"])] * int(o["n_layers"]), int(o["n_transforms"])]
+        sizes = [o["n_projected"], *[o["width"]] * o["n_layers"]]
+        return [*sizes, o["n_transforms"]] if o["head"] == "linear" else sizes
 
     def _draw(self, d: int, rng: np.random.Generator) -> None:
         sizes = self._sizes()
-        self._projections = rng.normal(size=(sizes[-1], d, sizes[0])).astype(np.float32)
+        self._projections = rng.normal(size=(self.options["n_transforms"], d, sizes[0])).astype(np.float32)
         # PyTorch's own initialisation of a linear layer, drawn here so that one rng decides everything.
         for n_in, n_out in itertools.pairwise(sizes):
             bound = 1.0 / np.sqrt(n_in)
@@ -160,13 +178,60 @@ class Goad:
             raise RuntimeError("goad is not fitted; call fit first")
         return self._projections
 
+    def _first_layer(self) -> NDArray[np.float32]:
+        projections = self._fitted()
+        if self._folded is None:
+            self._folded = _fold(projections, self._layers[0][0])
+        return self._folded
+
     def _embed_block(self, X: NDArray[np.float32], folded: NDArray[np.float32]) -> NDArray[np.float32]:
-        width = int(self.options["width"])
-        hidden: NDArray[np.float32] = (X @ folded).reshape(-1, width) + self._layers[0][1]
-        for weight, bias in self._layers[1:-1]:
-            hidden = np.maximum(hidden, LEAK * hidden) @ weight.T + bias
-        features: NDArray[np.float32] = np.maximum(hidden, LEAK * hidden).reshape(len(X), -1, width)
-        return features
+        (_, first_bias), *rest = self._layers[: self.options["n_layers"]]
+        n, m, width = len(X), self.options["n_transforms"], self.options["width"]
+        hidden = X @ folded
+        hidden += np.tile(first_bias, m)
+        # Two buffers in turn, a product and a leaky ReLU in place: memory is what bounds layers of width 8.
+        for weight, bias in rest:
+            other = LEAK * hidden
+            np.maximum(hidden, other, out=hidden)
+            np.matmul(hidden.reshape(-1, width), weight.T, out=other.reshape(-1, width))
+            hidden = other
+            hidden += np.tile(bias, m)
+        features: NDArray[np.float32] = np.maximum(hidden, LEAK * hidden, out=hidden)
+        return features.reshape(n, m, width)
+
+    def _pull_back_block(
+        self,
+        X: NDArray[np.float32],
+        dZ: NDArray[np.float64],
+        folded: NDArray[np.float32],
+        backward: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        layers = self._layers[: self.options["n_layers"]]
+        hidden = (X @ folded).reshape(-1, self.options["width"]) + layers[0][1]
+        slopes = [np.where(hidden > 0.0, np.float32(1.0), LEAK)]
+        for weight, bias in layers[1:]:
+            hidden = (hidden * slopes[-1]) @ weight.T + bias
+            slopes.append(np.where(hidden > 0.0, np.float32(1.0), LEAK))
+        pulled = dZ.reshape(hidden.shape) * slopes[-1]
+        for (weight, _), slope in zip(reversed(layers[1:]), reversed(slopes[:-1]), strict=True):
+            pulled = pulled @ weight.astype(np.float64)
+            pulled *= slope
+        pull: NDArray[np.float64] = (pulled.reshape(len(X), -1) @ backward)[:, : X.shape[1]]
+        return pull
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raise ValueError if an option is not allowed."""
+    least = {"n_transforms": 2, "n_picked": 2 if options["head"] == "centres" else 1}
+    for name, value in options.items():
+        if name in _CHOICES:
+            if value not in _CHOICES[name]:
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(_CHOICES[name])}")
+        elif name == "learning_rate":
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"learning_rate is {value!r}; allowed: above 0, at most 1")
+        elif not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, 1):
+            raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {least.get(name, 1)} on")
 
 
 def _fold(projections: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -29,6 +29,10 @@ class Identity:
         """Return `X`."""
         return X
 
+    def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return `dZ`."""
+        return np.asarray(dZ, dtype=np.float64)
+
     def state(self) -> State:
         """Return an empty state."""
         return State()

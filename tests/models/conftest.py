@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from models.presets import PRESETS
 from models.training import Trained, TrainingConfig, train
 
-QUICK = {"identity": {}, "goad": {"n_transforms": 16, "n_steps": 150}}
-"""Options with which every representation trains in a second."""
+QUICK = {
+    "identity": PRESETS["default"],
+    "goad": replace(PRESETS["goad"], representation_options={"n_transforms": 16, "n_steps": 150}),
+}
+"""A config of every representation that trains in a second."""
 
 MakeColumns = Callable[..., tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]
 
@@ -67,7 +72,7 @@ def _take() -> Callable[[Mapping[str, NDArray[Any]], Any], dict[str, NDArray[Any
 @pytest.fixture(scope="session", params=sorted(QUICK))
 def config(request: pytest.FixtureRequest) -> TrainingConfig:
     """A quick config of every representation."""
-    return TrainingConfig(representation=request.param, representation_options=QUICK[request.param])
+    return QUICK[request.param]
 
 
 @pytest.fixture(scope="session")

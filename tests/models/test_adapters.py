@@ -21,9 +21,7 @@ EXPECTED_FAILURES = {
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@parametrize_with_checks(
-    [SRRDetector(representation="identity", random_state=0)], expected_failed_checks=lambda _: EXPECTED_FAILURES
-)
+@parametrize_with_checks([SRRDetector(random_state=0)], expected_failed_checks=lambda _: EXPECTED_FAILURES)
 def test_scikit_learns_checks_pass(estimator: SRRDetector, check: Any) -> None:
     check(estimator)
 
@@ -37,7 +35,7 @@ def X() -> np.ndarray:  # noqa: N802
 
 
 def test_it_speaks_pyods_words(X: np.ndarray) -> None:
-    detector = SRRDetector("identity", random_state=0).fit(X)
+    detector = SRRDetector(random_state=0).fit(X)
     score = detector.decision_function(X)
     np.testing.assert_array_equal(score, detector.decision_scores_)
     np.testing.assert_array_equal(detector.score_samples(X), -score)
@@ -53,10 +51,12 @@ def test_it_speaks_pyods_words(X: np.ndarray) -> None:
 
 
 def test_the_same_random_state_gives_the_same_scores(X: np.ndarray) -> None:
-    detector = SRRDetector(representation_options={"n_transforms": 8, "n_steps": 40}, random_state=3, device="cpu")
+    detector = SRRDetector(
+        "goad", representation_options={"n_transforms": 8, "n_steps": 40}, random_state=3, device="cpu"
+    )
     np.testing.assert_array_equal(detector.fit(X).decision_scores_, clone(detector).fit(X).decision_scores_)
     for random_state in (None, np.random.default_rng(0), np.random.RandomState(0)):
-        assert SRRDetector("identity", random_state=random_state).fit(X).labels_.shape == (500,)
+        assert SRRDetector(random_state=random_state).fit(X).labels_.shape == (500,)
 
 
 def test_a_frame_keeps_its_names_and_categories(X: np.ndarray) -> None:
@@ -65,7 +65,7 @@ def test_a_frame_keeps_its_names_and_categories(X: np.ndarray) -> None:
     frame["level"] = pd.Categorical(np.where(np.arange(500) % 3, "low", "high"))
     frame.loc[3, "a"] = np.nan
     frame.loc[4, "kind"] = None
-    detector = SRRDetector("identity", random_state=0).fit(frame)
+    detector = SRRDetector(random_state=0).fit(frame)
     assert detector.model_.fields == ("a", "b", "c", "d", "kind", "level")
     assert detector.feature_names_in_.tolist() == ["a", "b", "c", "d", "kind", "level"]
     usual = frame.iloc[[200]].assign(a=0.0, b=0.0, c=0.0, d=0.0)
@@ -76,9 +76,9 @@ def test_a_frame_keeps_its_names_and_categories(X: np.ndarray) -> None:
 
 
 def test_a_known_contamination_sets_gamma(X: np.ndarray) -> None:
-    assert SRRDetector("identity", contamination=0.04, random_state=0).fit(X).report_.gamma == 0.08
+    assert SRRDetector(contamination=0.04, random_state=0).fit(X).report_.gamma == 0.08
     with pytest.raises(ValueError, match="contamination is 'some'; allowed: 'auto' or a share"):
-        SRRDetector("identity", contamination="some").fit(X)
+        SRRDetector(contamination="some").fit(X)
 
 
 def test_river_evaluates_it_progressively() -> None:

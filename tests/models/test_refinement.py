@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.occ.gde import GDE
-from models.refinement import GAMMA_BOUNDS, estimate_gamma, otsu_share, refine
+from models.refinement import keep_all, refine
 from models.state import State
 
 
@@ -117,40 +117,49 @@ def test_values_that_are_not_allowed_are_refused() -> None:
         refine(Z, GDE, n_subsets=2, gamma=1.0, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="n_rounds is 0"):
         refine(Z, GDE, n_subsets=2, gamma=0.1, rng=np.random.default_rng(0), n_rounds=0)
+    with pytest.raises(ValueError, match="vote is 'loud'; allowed: unanimous, majority"):
+        refine(Z, GDE, n_subsets=2, gamma=0.1, rng=np.random.default_rng(0), vote="loud")
+    with pytest.raises(ValueError, match="removal is 'half'; allowed: hard, soft"):
+        refine(Z, GDE, n_subsets=2, gamma=0.1, rng=np.random.default_rng(0), removal="half")
 
 
-def otsu_slowly(values: np.ndarray) -> float:
-    """Least weighted variance of the two sides, over every threshold."""
-    best, share = np.inf, 0.0
-    for threshold in sorted(set(values.tolist()))[1:]:
-        above, below = values[values >= threshold], values[values < threshold]
-        within = len(above) * above.var() + len(below) * below.var()
-        if within < best - 1e-9:
-            best, share = within, len(above) / len(values)
-    return share
+def test_a_majority_keeps_what_at_most_half_of_the_members_reject() -> None:
+    Z = np.random.default_rng(2).standard_t(3, size=(300, 3))
+    unanimous, majority = (
+        refine(Z, GDE, n_subsets=5, gamma=0.1, rng=np.random.default_rng(0), vote=vote)
+        for vote in ("unanimous", "majority")
+    )
+    np.testing.assert_array_equal(unanimous.votes, majority.votes)
+    np.testing.assert_array_equal(unanimous.kept, unanimous.votes == 0)
+    np.testing.assert_array_equal(majority.kept, majority.votes <= 2)
+    assert unanimous.excluded_ratio > majority.excluded_ratio
+    np.testing.assert_array_equal(majority.keeps(Z), majority.kept)
 
 
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=60))
-@settings(max_examples=60, deadline=None)
-def test_otsu_splits_where_the_variance_within_is_least(values: list[int]) -> None:
-    array = np.array(values, dtype=np.float64)
-    share = otsu_share(array)
-    if len(set(values)) == 1:
-        assert share == 0.0
-        return
-    threshold = np.sort(array)[len(array) - round(share * len(array))]
-    above, below = array[array >= threshold], array[array < threshold]
-    best = otsu_slowly(array)
-    best_threshold = np.sort(array)[len(array) - round(best * len(array))]
-    best_above, best_below = array[array >= best_threshold], array[array < best_threshold]
-    within = len(above) * above.var() + len(below) * below.var()
-    assert within == pytest.approx(len(best_above) * best_above.var() + len(best_below) * best_below.var(), abs=1e-6)
-    assert len(above) == round(share * len(array))
+def test_hard_weights_are_the_vote_and_soft_ones_fall_with_the_score() -> None:
+    Z = np.random.default_rng(2).standard_t(3, size=(300, 3))
+    hard, soft = (
+        refine(Z, GDE, n_subsets=3, gamma=0.1, rng=np.random.default_rng(0), removal=removal)
+        for removal in ("hard", "soft")
+    )
+    np.testing.assert_array_equal(hard.weights, hard.kept.astype(float))
+    expected = np.ones(300)
+    for member, threshold in zip(soft.members, soft.thresholds, strict=True):
+        score = member.score(Z)
+        expected /= 1.0 + np.exp(4.0 * (score - threshold) / (threshold - np.median(score)))
+    np.testing.assert_allclose(soft.weights, expected)
+    assert soft.weights[~soft.kept].max() <= 0.5
+    assert np.median(soft.weights) > 0.9
 
 
-def test_gamma_is_twice_the_share_of_a_separate_group_and_stays_in_its_bounds() -> None:
-    rng = np.random.default_rng(0)
-    scores = np.r_[rng.normal(10.0, 1.0, size=950), rng.normal(400.0, 5.0, size=50)]
-    assert estimate_gamma(scores) == pytest.approx(0.1)
-    assert estimate_gamma(np.full(100, 3.0)) == GAMMA_BOUNDS[0]
-    assert estimate_gamma(np.r_[np.zeros(50), np.ones(50)]) == GAMMA_BOUNDS[1]
+def test_equal_scores_have_no_threshold_to_weigh_by() -> None:
+    Z = np.ones((100, 2))
+    weights = refine(Z, GDE, n_subsets=2, gamma=0.1, rng=np.random.default_rng(0), removal="soft").weights
+    np.testing.assert_array_equal(weights, 1.0)
+
+
+def test_no_refinement_keeps_everything_and_has_no_members() -> None:
+    refinement = keep_all(7)
+    assert refinement.excluded_ratio == 0.0
+    assert refinement.agreement == 1.0
+    np.testing.assert_array_equal(refinement.keeps(np.zeros((3, 2))), True)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from models.evaluation import refinement_efficacy, roc_auc
+from models.presets import PRESETS
 from models.srr import refresh_steps
 from models.training import Progress, Trained, TrainingConfig, train
 
-GOAD = TrainingConfig(representation_options={"n_transforms": 8, "n_steps": 120})
-IDENTITY = TrainingConfig(representation="identity")
+GOAD = replace(PRESETS["goad"], representation_options={"n_transforms": 8, "n_steps": 120})
+IDENTITY = PRESETS["default"]
 
 
 def test_the_same_seed_gives_the_same_model(config: TrainingConfig, make_columns: Any) -> None:
@@ -34,10 +35,14 @@ def test_the_input_is_left_untouched(config: TrainingConfig, make_columns: Any) 
 
 def test_the_report_says_what_happened_in_json(trained: Trained, config: TrainingConfig) -> None:
     report = trained.report
-    assert report.n_rows == 1500
+    # What has steps to train on must not see the rows that calibrate it.
+    assert report.n_rows == (1500 if config.representation == "identity" else 1200)
+    assert sum(report.rows_by_votes) == report.n_rows
+    assert report.rows_by_votes[0] == round((1.0 - report.excluded_ratio) * report.n_rows)
+    np.testing.assert_array_equal(trained.kept, trained.votes == 0)
     assert len(trained.kept) == 1500
     assert report.n_subsets == 5
-    assert 0.005 <= report.gamma <= 0.2
+    assert 0.005 <= report.gamma <= 0.25
     assert report.gamma <= report.excluded_ratio + 0.005 <= 5 * report.gamma
     assert 0.2 <= report.agreement <= 1.0
     assert report.duplicate_ratio == 0.0
@@ -94,7 +99,8 @@ def test_clean_data_is_flagged_at_about_the_false_alarm_rate(n_rows: int) -> Non
     for seed in range(5):
         model = train(clean(n_rows, seed), IDENTITY, seed=seed).model
         rates.append(model.score(clean(8000, 50 + seed)).flagged.mean())
-    assert 0.002 <= np.mean(rates) <= 0.01
+    # A small window rather flags too little: what is in use knows a fifth more rows than what was calibrated.
+    assert (0.0005 if n_rows == 400 else 0.002) <= np.mean(rates) <= 0.01
 
 
 def test_heavy_tailed_clean_data_is_not_flagged_wholesale(make_columns: Any) -> None:
@@ -207,18 +213,32 @@ def test_too_few_rows_are_refused(make_columns: Any) -> None:
     ("settings", "message"),
     [
         ({"representation": "astrology"}, "representation is 'astrology'; allowed: identity, goad"),
-        ({"classifier": "svm"}, "classifier is 'svm'; allowed: gde"),
-        ({"scaling": "log"}, "scaling is 'log'; allowed: standard, robust"),
+        ({"classifier": "svm"}, "classifier is 'svm'; allowed: blend, gde, knn"),
+        ({"ensemble_classifier": "svm"}, "ensemble_classifier is 'svm'; allowed: blend, gde"),
+        ({"classifier_options": {"n_bin": 3}}, "classifier_options do not fit 'blend'.*n_bin"),
+        ({"ensemble_options": {"n_bin": 3}}, "ensemble_options do not fit 'blend'.*n_bin"),
+        ({"scaling": "log"}, "scaling is 'log'; allowed: standard, robust, asinh"),
+        ({"vote": "loud"}, "vote is 'loud'; allowed: unanimous, majority"),
+        ({"removal": "half"}, "removal is 'half'; allowed: hard, soft"),
+        ({"refine": "never"}, "refine is 'never'; allowed: both, final, none"),
+        ({"scorer": "oracle"}, "scorer is 'oracle'; allowed: final, ensemble"),
+        ({"scorer": "ensemble", "refine": "none"}, "without refinement there is no ensemble"),
+        ({"gamma": "guess"}, "gamma is 'guess'; allowed: excess, otsu"),
+        ({"tolerance": 0.0}, r"tolerance is 0\.0; allowed: above 0"),
         ({"n_subsets": 0}, "n_subsets is 0; allowed: whole numbers from 1"),
         ({"refine_rounds": 0}, "refine_rounds is 0"),
         ({"gamma": 1.0}, r"gamma is 1\.0; allowed: above 0 and below 1"),
         ({"contamination": 0.5}, r"contamination is 0\.5; allowed: above 0 and below 0\.5"),
         ({"false_alarm_rate": 0.0}, r"false_alarm_rate is 0\.0"),
         ({"calibration_ratio": -0.1}, r"calibration_ratio is -0\.1"),
-        ({"shrinkage": 2.0}, r"shrinkage is 2\.0"),
+        ({"classifier": "gde", "classifier_options": {"shrinkage": 2.0}}, r"shrinkage is 2\.0"),
         ({"gamma": 0.1, "contamination": 0.1}, "exclude each other"),
-        ({"representation_options": {"n_stepz": 5}}, "representation_options do not fit 'goad'.*n_stepz"),
-        ({"representation_options": {"n_steps": 0}}, "n_steps is 0"),
+        (
+            {"representation": "goad", "representation_options": {"n_stepz": 5}},
+            "representation_options do not fit 'goad'.*n_stepz",
+        ),
+        ({"representation": "goad", "representation_options": {"n_steps": 0}}, "n_steps is 0"),
+        ({"representation_options": {"n_steps": 5}}, "representation_options do not fit 'identity'"),
     ],
 )
 def test_a_config_with_values_that_are_not_allowed_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -226,9 +246,10 @@ def test_a_config_with_values_that_are_not_allowed_is_refused(settings: dict[str
         TrainingConfig(**settings)
 
 
-def test_options_belong_to_one_representation() -> None:
-    assert GOAD.with_representation("goad") is GOAD
-    assert GOAD.with_representation("identity").representation_options == {}
+def test_a_first_model_is_the_default_one_with_what_a_person_said() -> None:
+    assert IDENTITY.closed_form() is IDENTITY
+    first = replace(GOAD, contamination=0.02, n_subsets=3, false_alarm_rate=0.01).closed_form()
+    assert first == replace(IDENTITY, contamination=0.02, n_subsets=3, false_alarm_rate=0.01)
 
 
 @pytest.mark.gpu

@@ -103,7 +103,9 @@ def calibrate(scores: NDArray[np.float64], kept: NDArray[np.bool_], *, max_anoma
         kinds and the rare kinds score as high as anomalies.
     """
     ordered = np.sort(scores)
-    n_kept = max(1, int(np.searchsorted(ordered, scores[kept].max(initial=ordered[0]), side="right")))
+    # As many of the lowest scores as rows were kept, not those rows: one anomaly that the vote missed would carry the
+    # start of the doubtful scores beyond all others.
+    n_kept = max(1, int(kept.sum()))
     n_anomalous = _count_excess(ordered[n_kept:], _fit(ordered, n_kept, _WIDE_SHARE), n_kept)
     n_anomalous = min(n_anomalous, round(max_anomalous_ratio * len(ordered)))
     return _fit(ordered, len(ordered) - n_anomalous, _TAIL_SHARE)

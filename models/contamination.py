@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from models.occ.gde import GDE
+from models.occ.gde import GDE, indicators
 
 GAMMAS = ("excess", "otsu")
-GAMMA_BOUNDS = (0.005, 0.25)
+GAMMA_BOUNDS = (0.005, 0.2)
 """Estimated γ is kept within these: the paper's value for clean data, and what a window can lose."""
 CORE_SHARE = 0.75
 """The Gaussian that rows are judged by is fitted on so many of them, the likeliest."""
@@ -32,7 +32,8 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) ->
     Parameters
     ----------
     Z
-        ``(n, d)`` or ``(n, m, d)`` embeddings; of more than 10,000 a sample by `seed` is looked at.
+        ``(n, d)`` or ``(n, m, d)`` embeddings, whose columns of zeros and ones do not count; of more than
+        10,000 a sample by `seed` is looked at.
     method
         ``excess``: :func:`excess_share` of the scores of a Gaussian fitted on the likeliest three quarters.
         ``otsu``: :func:`otsu_share` of the square root of the shifted scores of a Gaussian fitted on all. (The paper
@@ -40,6 +41,10 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) ->
     """
     if method not in GAMMAS:
         raise ValueError(f"method is {method!r}; allowed: {', '.join(GAMMAS)}")
+    if Z.ndim == 2 and len(Z):
+        is_indicator = indicators(Z[:, None, :])[0]
+        # A category is nothing like Gaussian; its rare values would count as an excess, however normal they are.
+        Z = Z if is_indicator.all() else Z[:, ~is_indicator]
     if len(Z) > _MAX_ROWS:
         Z = Z[np.sort(np.random.default_rng(seed).choice(len(Z), _MAX_ROWS, replace=False))]
     if method == "excess":

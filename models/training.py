@@ -147,6 +147,7 @@ class TrainingConfig:
             return self
         return TrainingConfig(
             ensemble_options=QUICK_MEMBERS,
+            removal="soft",
             n_subsets=self.n_subsets,
             gamma=self.gamma,
             contamination=self.contamination,

@@ -159,7 +159,7 @@ class GateSettings(_Section):
     """What a new model must show before it replaces the champion."""
 
     mode: Literal["automatic", "off"] = "automatic"
-    max_excluded_ratio: Share = Setting(0.4, description="refinement may drop at most this share of a window")
+    max_excluded_ratio: Share = Setting(0.5, description="refinement may drop at most this share of a window")
     max_flagged_ratio: Share = Setting(0.3, description="the newest part of the window may be flagged at most so much")
     max_flagged_factor: float = Setting(10.0, gt=1, description="and at most this many times what the champion flags")
     min_synthetic_auc_margin: float = Setting(

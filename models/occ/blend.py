@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.occ.flattening import choose_rows, flatten, whole_number
+from models.occ.flattening import choose_rows, whole_number
 from models.occ.gde import GDE
 from models.occ.histogram import Histogram
 from models.occ.knn import KNN
@@ -17,11 +17,9 @@ from models.state import State, join, part
 if TYPE_CHECKING:
     from models.occ import OneClassClassifier
 
-SHRINKAGE = 1e-4
-INDICATOR_SHRINKAGE = 0.1
-"""Where columns of zeros and ones are: one that hardly varies would make a rare value outweigh everything else."""
+INDICATOR_VARIANCE = 0.1
 SCALE_ROWS = 2000
-MEMBER_SHARES = np.array([0.9, 1.4, 0.7])
+MEMBER_SHARES = np.array([1.2, 1.2, 0.6])
 """What the Gaussian, the neighbours and the histograms count in the mean."""
 LEAST_SCALE = 1e-3
 """A member that scores all its rows alike has no scale of its own; smaller differences mean nothing."""
@@ -36,7 +34,7 @@ class Blend:
     Parameters
     ----------
     shrinkage
-        Of the Gaussian; None: 0.1 if there are columns of zeros and ones, else 0.0001.
+        Of the Gaussian, whose columns of zeros and ones have 0.1 added to their variance.
     n_neighbors
         A number of neighbours, or some: see :class:`models.occ.knn.KNN`.
     max_rows
@@ -59,7 +57,7 @@ class Blend:
     def __init__(
         self,
         *,
-        shrinkage: float | None = None,
+        shrinkage: float = 1e-4,
         n_neighbors: int | Sequence[int] = (5, 50),
         max_rows: int = 2000,
         n_bins: int = 10,
@@ -72,8 +70,7 @@ class Blend:
             "n_bins": whole_number("n_bins", n_bins, least=2),
             "seed": whole_number("seed", seed, least=0),
         }
-        if shrinkage is not None:
-            GDE(shrinkage=shrinkage)
+        GDE(shrinkage=shrinkage)
         self.members_: list[OneClassClassifier] = []
         self.centers_: NDArray[np.float64] = np.empty(0)
         self.scales_: NDArray[np.float64] = np.empty(0)
@@ -89,11 +86,8 @@ class Blend:
     def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
         """Fit every member to ``(n, d)`` or ``(n, m, d)`` embeddings, n ≥ 1, and standardise it on these."""
         o = self.options
-        shrinkage = o["shrinkage"]
-        if shrinkage is None:
-            shrinkage = INDICATOR_SHRINKAGE if _has_indicators(flatten(Z)) else SHRINKAGE
         members: list[OneClassClassifier] = [
-            GDE(shrinkage=shrinkage),
+            GDE(shrinkage=o["shrinkage"], indicator_variance=INDICATOR_VARIANCE),
             KNN(n_neighbors=o["n_neighbors"], max_rows=o["max_rows"], seed=o["seed"]),
             Histogram(n_bins=o["n_bins"]),
         ]
@@ -145,10 +139,3 @@ class Blend:
         if not self.members_:
             raise RuntimeError("Blend is not fitted; call fit first")
         return self.members_
-
-
-def _has_indicators(flat: NDArray[Any]) -> bool:
-    """Return whether a column holds zeros and ones, and nothing else."""
-    low, high = flat.min(axis=0), flat.max(axis=0)
-    columns = flat[:, (low == 0.0) & (high == 1.0)]
-    return bool(((columns == 0.0) | (columns == 1.0)).all(axis=0).any())

@@ -77,6 +77,8 @@ class GDE:
     shrinkage
         a of (1 - a) S + a tr(S)/d I, 0 < a ≤ 1. The larger, the less a column that hardly varies counts. With fewer
         than ten rows for each dimension the Ledoit-Wolf estimate is taken where it is larger.
+    indicator_variance
+        Added to columns of zeros and ones, ≥ 0. One that hardly varies would else outweigh all others where it does.
     covariance
         ``shrunk``: as above. ``empirical``: S itself, singular directions floored at the precision of float64.
         ``ledoit_wolf``: a by Ledoit and Wolf (2004), whatever `shrinkage` is. ``robust``: S and the mean of the most
@@ -98,15 +100,24 @@ class GDE:
     name: ClassVar[str] = "gde"
 
     def __init__(
-        self, *, shrinkage: float = 1e-3, aggregate: str = "mean", covariance: str = "shrunk", seed: int = 0
+        self,
+        *,
+        shrinkage: float = 1e-3,
+        indicator_variance: float = 0.0,
+        aggregate: str = "mean",
+        covariance: str = "shrunk",
+        seed: int = 0,
     ) -> None:
         if not 0.0 < shrinkage <= 1.0:
             raise ValueError(f"shrinkage is {shrinkage!r}; allowed: above 0, at most 1")
+        if not 0.0 <= indicator_variance < np.inf:
+            raise ValueError(f"indicator_variance is {indicator_variance!r}; allowed: from 0 on")
         if aggregate not in AGGREGATES:
             raise ValueError(f"aggregate is {aggregate!r}; allowed: {', '.join(AGGREGATES)}")
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance is {covariance!r}; allowed: {', '.join(COVARIANCES)}")
         self.shrinkage = shrinkage
+        self.indicator_variance = indicator_variance
         self.aggregate = aggregate
         self.covariance = covariance
         self.seed = seed
@@ -130,8 +141,11 @@ class GDE:
             a = np.array([_ledoit_wolf(rows) for rows in _stacked(Z)])
         elif self.covariance != "empirical" and n < 10 * d:
             a = np.array([max(a, _ledoit_wolf(rows)) for rows in _stacked(Z)])
+        covariance = shrink(covariance, a)
+        if self.indicator_variance:
+            covariance[:, np.arange(d), np.arange(d)] += self.indicator_variance * indicators(Z)
         self.mean_ = mean
-        self.whiten_, self.log_det_ = whitening(shrink(covariance, a))
+        self.whiten_, self.log_det_ = whitening(covariance)
         return self
 
     def score(self, Z: NDArray[Any]) -> NDArray[np.float64]:
@@ -182,6 +196,7 @@ class GDE:
         mean, whiten, log_det = self._fitted()
         values = {
             "shrinkage": self.shrinkage,
+            "indicator_variance": self.indicator_variance,
             "aggregate": self.aggregate,
             "covariance": self.covariance,
             "seed": self.seed,
@@ -210,6 +225,15 @@ def _stacked(Z: NDArray[Any]) -> NDArray[np.float64]:
     """Return ``(n, d)`` or ``(n, m, d)`` as ``(m, n, d)`` float64 in memory order."""
     stack = Z[None] if Z.ndim == 2 else Z.transpose(1, 0, 2)
     return np.array(stack, dtype=np.float64, order="C")
+
+
+def indicators(Z: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which columns of ``(n, m, d)`` hold zeros and ones, and nothing else, ``(m, d)``."""
+    is_indicator: NDArray[np.bool_] = (Z.min(axis=0) == 0.0) & (Z.max(axis=0) == 1.0)
+    for m, j in zip(*np.nonzero(is_indicator), strict=True):
+        column = Z[:, m, j]
+        is_indicator[m, j] = bool(((column == 0.0) | (column == 1.0)).all())
+    return is_indicator
 
 
 def _ledoit_wolf(rows: NDArray[np.float64]) -> float:

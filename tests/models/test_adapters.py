@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from river import evaluate, metrics, stream
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from models.estimator import SRRDetector
+from models.presets import PRESETS
 from models.river_adapter import RiverSRR
 
 EXPECTED_FAILURES = {
@@ -73,6 +76,49 @@ def test_a_frame_keeps_its_names_and_categories(X: np.ndarray) -> None:
     assert detector.decision_function(odd)[0] > detector.decision_function(usual)[0]
     with pytest.raises(ValueError, match="feature names"):
         detector.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_a_polars_frame_says_the_same_as_a_pandas_one(X: np.ndarray) -> None:
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    frame["kind"] = np.where(np.arange(500) % 2, "even", "odd")
+    frame["is_even"] = np.arange(500) % 2 == 0
+    frame.loc[3, "a"] = np.nan
+    frame.loc[4, "kind"] = None
+    polars = pl.DataFrame({str(name): [None if pd.isna(v) else v for v in frame[name]] for name in frame.columns})
+    assert polars["a"].null_count() == 1
+    one, two = (SRRDetector(random_state=0).fit(rows) for rows in (frame, polars))
+    assert two.model_.fields == one.model_.fields
+    np.testing.assert_array_equal(one.decision_scores_, two.decision_scores_)
+    np.testing.assert_array_equal(one.decision_function(polars), two.decision_function(frame))
+
+
+def test_it_explains_every_score_field_by_field(X: np.ndarray) -> None:
+    detector = SRRDetector(random_state=0).fit(pd.DataFrame(X, columns=list("abcd")))
+    row = pd.DataFrame([[0.0, 0.0, 9.0, 0.0]], columns=list("abcd"))
+    explained = detector.explain(row)
+    assert explained.values.shape == (1, 4)
+    assert explained.values[0].argmax() == 2
+    assert explained.values.sum() + explained.base == pytest.approx(detector.decision_function(row)[0])
+    assert abs(explained.expected["c"][0]) < 2.0
+
+
+def test_what_is_given_goes_over_the_preset() -> None:
+    assert SRRDetector().config() == PRESETS["default"]
+    config = SRRDetector("goad", n_subsets=3, gamma="otsu", refine="final", scaling="asinh").config()
+    changes = {"n_subsets": 3, "gamma": "otsu", "refine": "final", "scaling": "asinh"}
+    assert config == replace(PRESETS["goad"], **changes)
+    # Options of the preset's blend mean nothing to another classifier.
+    assert SRRDetector(classifier="knn").config().ensemble_options == {}
+    assert SRRDetector("goad", representation="identity").config().representation_options == {}
+    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, goad, paper, paper_kdd"):
+        SRRDetector("best").config()
+
+
+def test_every_row_has_its_votes(X: np.ndarray) -> None:
+    detector = SRRDetector(random_state=0).fit(X)
+    assert detector.votes_.shape == (500,)
+    np.testing.assert_array_equal(detector.refined_mask_, detector.votes_ == 0)
+    assert detector.votes_[:25].mean() > 4.0 > 1.0 > detector.votes_[25:].mean()
 
 
 def test_a_known_contamination_sets_gamma(X: np.ndarray) -> None:

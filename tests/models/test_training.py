@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 from models.evaluation import refinement_efficacy, roc_auc
+from models.occ.blend import Blend
+from models.occ.gde import GDE
+from models.persistence import model_from_parts, model_to_parts
 from models.presets import PRESETS
 from models.srr import refresh_steps
 from models.training import Progress, Trained, TrainingConfig, train
@@ -170,6 +175,85 @@ def test_any_other_champion_means_a_cold_start(make_columns: Any) -> None:
         (more_categories, GOAD, goad),
     ]:
         assert not train(data, config, seed=0, warm_start=champion, device="cpu").report.is_warm_started
+
+
+@pytest.mark.parametrize("refine", ["none", "final", "both"])
+def test_what_is_refined_can_be_chosen(refine: str, make_columns: Any) -> None:
+    columns, _ = make_columns(640, contamination=0.05)
+    told: list[Progress] = []
+    trained = train(columns, replace(GOAD, refine=refine, gamma=0.1), seed=0, on_progress=told.append, device="cpu")
+    steps = [step for step, _ in trained.report.refreshes]
+    if refine == "both":
+        assert steps == [8, 16, 40, 80, 120]  # 512 rows to learn from are eight minibatches an epoch
+    else:
+        assert steps == [120]
+    assert trained.kept.all() == (refine == "none")
+    assert (trained.report.excluded_ratio > 0.0) == (refine != "none")
+    last = [p for p in told if p.kept is not None][-1]
+    assert last.rows is not None
+    np.testing.assert_array_equal(trained.kept[last.rows], last.kept)
+
+
+def test_without_refinement_the_classifier_is_fitted_on_everything(make_columns: Any) -> None:
+    columns, _ = make_columns(300, contamination=0.05)
+    config = replace(IDENTITY, classifier="gde", ensemble_options={}, refine="none")
+    model = train(columns, config, seed=0).model
+    X = model.preprocessor.transform(columns)
+    expected = GDE(shrinkage=model.representation.shrinkage).fit(X).score(X)
+    np.testing.assert_allclose(model.score(columns).score, expected, rtol=1e-9)
+
+
+def test_the_ensemble_can_be_the_scorer(make_columns: Any) -> None:
+    columns, is_anomaly = make_columns(600, contamination=0.05)
+    config = replace(IDENTITY, classifier="gde", ensemble_options={}, scorer="ensemble", n_subsets=3)
+    model = train(columns, config, seed=0).model
+    assert isinstance(model.classifier, Blend)
+    assert [member.name for member in model.classifier.members_] == ["gde"] * 3
+    X = model.preprocessor.transform(columns)
+    mean = np.mean([member.score(X) for member in model.classifier.members_], axis=0)
+    np.testing.assert_allclose(model.score(columns).score, mean)
+    description, weights = model_to_parts(model)
+    np.testing.assert_array_equal(
+        model_from_parts(description, weights).score(columns).score, model.score(columns).score
+    )
+    assert roc_auc(is_anomaly, model.score(columns).score) > 0.9
+
+
+def test_members_may_be_of_another_kind_than_the_final_classifier(make_columns: Any) -> None:
+    columns, _ = make_columns(300, contamination=0.05)
+    config = TrainingConfig(
+        classifier="gde", ensemble_classifier="isolation_forest", ensemble_options={"n_estimators": 9}
+    )
+    assert config.make_member().name == "isolation_forest"
+    assert config.make_classifier().name == "gde"
+    assert train(columns, config, seed=0).model.classifier.name == "gde"
+
+
+def test_a_training_that_has_converged_ends_early(make_columns: Any) -> None:
+    columns, _ = make_columns(640)
+    options = {"n_transforms": 8, "n_steps": 2000, "learning_rate": 1e-6}  # learns nothing, so nothing changes
+    config = replace(PRESETS["goad"], representation_options=options, gamma=0.05)
+    full = train(columns, replace(config, representation_options={**options, "n_steps": 160}), seed=0, device="cpu")
+    early = train(columns, replace(config, tolerance=0.05), seed=0, device="cpu")
+    assert full.report.n_steps == 160
+    assert 16 <= early.report.n_steps < 2000
+    assert early.report.refreshes[-1][0] == early.report.n_steps
+
+
+def test_any_number_of_threads_gives_the_same_scores_but_for_rounding(
+    config: TrainingConfig, make_columns: Any
+) -> None:
+    columns, _ = make_columns(500, contamination=0.05)
+    before = torch.get_num_threads()
+    scores = []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            with threadpool_limits(n_threads):
+                scores.append(train(columns, config, seed=3, device="cpu").model.score(columns).score)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6, atol=1e-6)
 
 
 def test_progress_is_told_often_and_an_error_in_it_ends_the_training(make_columns: Any) -> None:

@@ -171,11 +171,11 @@ def test_a_model_with_damaged_weights_is_refused_and_the_old_one_stays(bench: Be
 
 def test_a_model_that_scores_its_canary_differently_is_refused(bench: Bench) -> None:
     scores = make_canary(bench.model)["score"]
-    scores[3] += 0.01 * abs(scores[3]) + 0.01
+    scores[3] += 0.05
     bench.publish(canary=damaged_canary(bench, score=scores))
     assert not bench.live_model.refresh()
     assert bench.refusals == [(1, "canary")]
-    assert "scores its canary batch differently, by up to 0.0" in str(bench.live_model.problem)
+    assert "scores its canary batch differently, by up to 0.05" in str(bench.live_model.problem)
 
 
 @pytest.mark.parametrize(

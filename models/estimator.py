@@ -30,7 +30,7 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     ----------
     preset
         A key of :data:`models.presets.PRESETS`: ``default``, closed form and quick; ``goad``, self-supervised;
-        ``paper`` and ``paper_kdd``, as published. Every parameter below but the last two is the preset's where it is None.
+        ``paper`` and ``paper_kdd``, as published. Every parameter below is the preset's where it is None.
     contamination
         Share of anomalies among the training rows, 0 < share < 0.5, or ``auto`` to estimate it.
     representation, representation_options, classifier, classifier_options, ensemble_classifier, ensemble_options

@@ -20,6 +20,8 @@ GAMMA_BOUNDS = (0.005, 0.2)
 """Estimated γ is kept within these: the paper's value for clean data, and what a window can lose."""
 CORE_SHARE = 0.75
 """The Gaussian that rows are judged by is fitted on so many of them, the likeliest."""
+CHANCE = 0.25
+"""Times 1/√n: what is added to the estimated share of n rows."""
 _N_STEPS = 3
 _SHRINKAGE = 0.1
 _ONE_DEVIATION_BELOW = 0.15865525393145707
@@ -48,7 +50,8 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) ->
     if len(Z) > _MAX_ROWS:
         Z = Z[np.sort(np.random.default_rng(seed).choice(len(Z), _MAX_ROWS, replace=False))]
     if method == "excess":
-        share = excess_share(core_scores(Z, np.random.default_rng(seed)))
+        # Of few rows nobody can tell: what chance leaves open is added, since too much costs less than too little.
+        share = excess_share(core_scores(Z, np.random.default_rng(seed))) + CHANCE / math.sqrt(len(Z))
     else:
         scores = GDE(shrinkage=_SHRINKAGE).fit(Z).score(Z)
         share = otsu_share(np.sqrt(scores - scores.min()))
@@ -86,7 +89,7 @@ def excess_share(scores: NDArray[np.float64]) -> float:
     The squared distance of Gaussian rows is chi-squared, and its fourth root is all but normal, also with few degrees
     of freedom (Hawkins and Wixley 1986). Median and lower half of the roots, which few anomalies move, give that
     normal; the greatest difference between the observed and the expected share beyond any point at least one deviation
-    above the median is the estimate, less a quarter of 1/√n, which chance alone gives.
+    above the median is the estimate.
 
     Parameters
     ----------
@@ -99,7 +102,7 @@ def excess_share(scores: NDArray[np.float64]) -> float:
     >>> clean = np.square(rng.normal(size=(2000, 8))).sum(axis=1)
     >>> dirty = np.r_[clean, rng.uniform(60.0, 90.0, size=100)]
     >>> round(excess_share(clean), 2), round(excess_share(dirty), 2)
-    (0.0, 0.04)
+    (0.0, 0.05)
     """
     roots = np.sort(np.sqrt(np.sqrt(scores - scores.min())))
     n = len(roots)
@@ -113,7 +116,7 @@ def excess_share(scores: NDArray[np.float64]) -> float:
     observed = (n - np.arange(first, n)) / n
     expected = ndtr(-z[first:])
     excess = float(np.max((observed - expected) / (1.0 - expected)))
-    return max(0.0, excess - 0.25 / math.sqrt(n))
+    return max(0.0, excess)
 
 
 def otsu_share(values: NDArray[np.float64]) -> float:

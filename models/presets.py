@@ -34,7 +34,9 @@ PRESETS: dict[str, TrainingConfig] = {
     # Closed form: a Gaussian, neighbours and histograms on the fields themselves, refined once.
     "default": TrainingConfig(ensemble_options=QUICK_MEMBERS, removal="soft"),
     # Self-supervised: GOAD as it works best on a processor, for windows whose normal rows are of many kinds.
-    "goad": TrainingConfig(representation="goad", classifier="gde", scaling="standard", refine_rounds=5),
+    "goad": TrainingConfig(
+        representation="goad", classifier="gde", gamma="otsu", scaling="standard", removal="soft", refine_rounds=5
+    ),
     # As published for Thyroid and Arrhythmia, and for KDD and KDD-Rev: hard removal once a refresh.
     "paper": _paper(256, 2**16),
     "paper_kdd": _paper(32, 2**10),

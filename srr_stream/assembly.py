@@ -142,8 +142,6 @@ def make_training_config(settings: Settings) -> TrainingConfig:
     if training.classifier is not None:
         options |= {"classifier": training.classifier, "classifier_options": dict(training.classifier_options)}
         options["ensemble_options"] = {}
-    elif training.classifier_options:
-        raise ValueError("classifier_options are given without a classifier; name it")
     return replace(
         preset,
         **options,

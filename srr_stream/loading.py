@@ -114,12 +114,18 @@ def _training_problems(settings: Settings) -> list[str]:
             f"training.gamma: is {training.gamma}; allowed: nothing beside training.contamination "
             f"({training.contamination}), from which gamma follows; give one of them"
         ]
-    if not training.representation_options:
+    if training.classifier_options and training.classifier is None:
+        return ["training.classifier_options: are given without training.classifier; name it"]
+    if not training.representation_options and training.classifier is None:
         return []  # spares a command that only checks settings the second that importing the models takes
-    try:
-        make_training_config(settings)
-    except ValueError as error:
-        return [f"training.representation_options: {error}"]
+    for key, part in (
+        ("representation_options", training.model_copy(update={"classifier": None, "classifier_options": {}})),
+        ("classifier_options", training),
+    ):
+        try:
+            make_training_config(settings.model_copy(update={"training": part}))
+        except ValueError as error:
+            return [f"training.{key}: {error}"]
     return []
 
 

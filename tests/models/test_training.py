@@ -333,7 +333,7 @@ def test_a_config_with_values_that_are_not_allowed_is_refused(settings: dict[str
 def test_a_first_model_is_the_default_one_with_what_a_person_said() -> None:
     assert IDENTITY.closed_form() is IDENTITY
     first = replace(GOAD, contamination=0.02, n_subsets=3, false_alarm_rate=0.01).closed_form()
-    assert first == replace(IDENTITY, contamination=0.02, n_subsets=3, false_alarm_rate=0.01)
+    assert first == replace(IDENTITY, gamma="otsu", contamination=0.02, n_subsets=3, false_alarm_rate=0.01)
 
 
 @pytest.mark.gpu

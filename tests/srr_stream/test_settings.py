@@ -7,16 +7,18 @@ import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srr_stream.assembly import record_schema
+from models.occ import CLASSIFIERS
+from models.occ.knn import KNN
+from srr_stream.assembly import make_training_config, record_schema
 from srr_stream.errors import SettingsError
 from srr_stream.loading import check_settings, load_settings
-from srr_stream.settings import Settings, parse_duration
+from srr_stream.settings import ClassifierName, Settings, parse_duration
 
 GOOD: dict[str, Any] = {
     "kafka": {"bootstrap_servers": "broker:9092"},
@@ -384,6 +386,25 @@ def test_options_that_the_representation_does_not_have_are_refused() -> None:
     problem = only_problem_of(content)
     assert problem.startswith("training.representation_options: ")
     assert "n_transfroms" in problem
+
+
+def test_options_that_the_classifier_does_not_have_are_refused() -> None:
+    problem = only_problem_of(changed(training={"classifier": "knn", "classifier_options": {"n_neighbours": 8}}))
+    assert problem.startswith("training.classifier_options: ")
+    assert "n_neighbours" in problem
+    problem = only_problem_of(changed(training={"classifier_options": {"n_neighbors": 8}}))
+    assert problem == "training.classifier_options: are given without training.classifier; name it"
+
+
+def test_every_classifier_of_the_library_can_be_named_and_becomes_the_final_one() -> None:
+    assert set(get_args(ClassifierName)) == set(CLASSIFIERS)
+    config = make_training_config(
+        Settings(**changed(training={"classifier": "knn", "classifier_options": {"n_neighbors": 3}}))
+    )
+    assert (config.representation, config.classifier, config.gamma) == ("goad", "knn", "otsu")
+    knn = config.make_classifier()
+    assert isinstance(knn, KNN)
+    assert knn.n_neighbors == [3]
 
 
 def test_sasl_without_mechanism_user_and_password_names_all_three() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.training import QUICK_MEMBERS, TrainingConfig
+from models.training import TrainingConfig
 
 _PAPER_GOAD = {
     "optimizer": "sgd",
@@ -30,9 +30,12 @@ def _paper(n_transforms: int, n_steps: int) -> TrainingConfig:
     )
 
 
+_QUICK_MEMBERS = {"n_neighbors": 10, "max_rows": 250}
+"""Options of a blend whose scores are only voted on: five members see more than one, so each may look at less."""
+
 PRESETS: dict[str, TrainingConfig] = {
     # Closed form: a Gaussian, neighbours and histograms on the fields themselves, refined once.
-    "default": TrainingConfig(ensemble_options=QUICK_MEMBERS, removal="soft"),
+    "default": TrainingConfig(ensemble_options=_QUICK_MEMBERS, removal="soft"),
     # Self-supervised: GOAD as it works best on a processor, for windows whose normal rows are of many kinds.
     "goad": TrainingConfig(
         representation="goad", classifier="gde", gamma="otsu", scaling="standard", removal="soft", refine_rounds=5

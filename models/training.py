@@ -26,8 +26,6 @@ __all__ = ["Progress", "Trained", "TrainingConfig", "TrainingReport", "train"]
 
 MIN_ROWS = 8
 N_FLAGGED_ROWS = 2000
-QUICK_MEMBERS = {"n_neighbors": 10, "max_rows": 250}
-"""Options of a blend whose scores are only voted on: five members see more than one, so each may look at less."""
 WARM_STEPS_SHARE = 0.25
 """A representation that was trained before gets this share of the steps."""
 
@@ -142,11 +140,12 @@ class TrainingConfig:
             raise ValueError(f"representation_options do not fit {self.representation!r}: {error}") from error
 
     def closed_form(self) -> TrainingConfig:
-        """Return the config of a first model, ready in seconds: the default one if this one has steps to train."""
+        """Return the config of a first model, ready in a second: a Gaussian on z-scores if this has steps to train."""
         if not self.make_representation().n_steps:
             return self
         return TrainingConfig(
-            ensemble_options=QUICK_MEMBERS,
+            classifier="gde",
+            scaling="standard",
             removal="soft",
             n_subsets=self.n_subsets,
             gamma=self.gamma,

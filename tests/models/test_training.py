@@ -330,10 +330,12 @@ def test_a_config_with_values_that_are_not_allowed_is_refused(settings: dict[str
         TrainingConfig(**settings)
 
 
-def test_a_first_model_is_the_default_one_with_what_a_person_said() -> None:
+def test_a_first_model_is_a_gaussian_with_what_a_person_said() -> None:
     assert IDENTITY.closed_form() is IDENTITY
     first = replace(GOAD, contamination=0.02, n_subsets=3, false_alarm_rate=0.01).closed_form()
-    assert first == replace(IDENTITY, gamma="otsu", contamination=0.02, n_subsets=3, false_alarm_rate=0.01)
+    assert first.classifier == "gde"
+    assert not first.make_representation().n_steps
+    assert (first.gamma, first.contamination, first.n_subsets, first.false_alarm_rate) == ("otsu", 0.02, 3, 0.01)
 
 
 @pytest.mark.gpu

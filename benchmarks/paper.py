@@ -151,6 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return max(TARGETS[target](options) for target in targets)
 
 
+def _name(target: str, options: argparse.Namespace) -> str:
+    """Return what the files of a run are called: runs of some sets only stand beside those of others."""
+    some = [] if options.sets == list(PAPER) else options.sets
+    return "-".join(["paper", target, *some])
+
+
 def gamma_of(ratio: float) -> float:
     """Return the paper's γ: twice the true ratio, and 0.5 % where there are no anomalies.
 
@@ -164,7 +170,7 @@ def gamma_of(ratio: float) -> float:
 
 def figure4(options: argparse.Namespace) -> int:
     """F1, AUC and AP against the ratio, all methods, set by set."""
-    run = Run("paper-figure4", options, journal="paper")
+    run = Run(_name("figure4", options), options, journal="paper")
     chosen, left_out = _ratios(options, RATIOS)
     units = [
         _unit(options, name, ratio, seed, method)
@@ -188,12 +194,18 @@ def figure4(options: argparse.Namespace) -> int:
         y_label="F1, %",
         title="Figure 4: F1 against contamination",
     )
-    return run.finish("Paper, figure 4: F1 against contamination", records, tables, [image], _notes(options))
+    return run.finish(
+        f"Paper, figure 4: F1 against contamination, {', '.join(options.sets)}",
+        records,
+        tables,
+        [image],
+        _notes(options),
+    )
 
 
 def ocr(options: argparse.Namespace) -> int:
     """F1 only, one row a method and one column a ratio, from the units of figure 4."""
-    run = Run("paper-ocr", options, journal="paper")
+    run = Run(_name("ocr", options), options, journal="paper")
     chosen, left_out = _ratios(options, RATIOS)
     methods = _methods(options, FIGURE4)
     units = [
@@ -222,7 +234,7 @@ def ocr(options: argparse.Namespace) -> int:
 
 def table1(options: argparse.Namespace) -> int:
     """Hyperparameters of the presets beside the paper's; nothing is measured."""
-    run = Run("paper-table1", options, journal="paper")
+    run = Run(_name("table1", options), options, journal="paper")
     presets = {name: ours.hyperparameters(name) for name in TABLE1_PRESETS}
     rows = [
         [name, *paper, *(str(presets[preset].get(name, "-")) for preset in TABLE1_PRESETS)]
@@ -240,7 +252,7 @@ def table1(options: argparse.Namespace) -> int:
 
 def tables(options: argparse.Namespace) -> int:
     """Tabular rows of tables 6, 7 and 8."""
-    run = Run("paper-tables", options, journal="paper")
+    run = Run(_name("tables", options), options, journal="paper")
     sets = [name for name in options.sets if name in TABLE_RATIOS]
     if not sets:
         print(
@@ -266,7 +278,7 @@ def tables(options: argparse.Namespace) -> int:
 
 def figure7(options: argparse.Namespace) -> int:
     """F1 over K, over γ, and over what is refined; one thing varied at a time."""
-    run = Run("paper-figure7", options, journal="paper")
+    run = Run(_name("figure7", options), options, journal="paper")
     chosen, _ = _ratios(options, {name: [ratio] for name, ratio in ONE_RATIO.items()})
     variants = [
         Variant(_unit(options, name, ratio, seed, method, changes), (what, value))
@@ -312,7 +324,7 @@ def figure7(options: argparse.Namespace) -> int:
 
 def figure8(options: argparse.Namespace) -> int:
     """Shares of anomalies and of normal rows that each refresh excludes."""
-    run = Run("paper-figure8", options, journal="paper")
+    run = Run(_name("figure8", options), options, journal="paper")
     chosen, _ = _ratios(options, {name: [ratio] for name, ratio in ONE_RATIO.items()})
     units = [
         _unit(options, name, ratio, seed, method, is_traced=True)
@@ -364,7 +376,7 @@ def figure8(options: argparse.Namespace) -> int:
 
 def figure10(options: argparse.Namespace) -> int:
     """What refinement adds on raw features, without a representation."""
-    run = Run("paper-figure10", options, journal="paper")
+    run = Run(_name("figure10", options), options, journal="paper")
     chosen, _ = _ratios(options, {name: [ratio] for name, ratio in TOP_RATIO.items()})
     units = [
         _unit(options, name, ratio, seed, method)
@@ -394,7 +406,7 @@ def figure10(options: argparse.Namespace) -> int:
 
 def figure12(options: argparse.Namespace) -> int:
     """F1 and excluded share as training goes on: F1 at a refresh is that of a training that ends there."""
-    run = Run("paper-figure12", options, journal="paper")
+    run = Run(_name("figure12", options), options, journal="paper")
     chosen, _ = _ratios(options, {name: [ratio] for name, ratio in ONE_RATIO.items()})
     cases = [
         (name, ratio, method, seed)

@@ -116,12 +116,12 @@ def test_a_figure_of_the_paper_is_made_of_shipped_data(tmp_path: Path, capsys: p
     arguments = ["figure4", "--sets", "arrhythmia", "--methods", "gde,iforest", "--seeds", "1", "--ratios", "0,0.1"]
     assert paper.main([*arguments, "--out", str(tmp_path)]) == 0
     assert "the highest F1 has" in capsys.readouterr().out
-    written = json.loads((tmp_path / "paper-figure4.json").read_text())
+    written = json.loads((tmp_path / "paper-figure4-arrhythmia.json").read_text())
     assert [(r["ratio"], r["n_train"], r["n_train_anomalies"]) for r in written["records"][::2]] == [
         (0.0, 193, 0),
         (0.1, 193, 19),
     ]
-    assert (tmp_path / "paper-figure4.png").exists()
+    assert (tmp_path / "paper-figure4-arrhythmia.png").exists()
 
 
 def test_there_are_twenty_sets() -> None:

@@ -1,7 +1,8 @@
 """How many of the rows are anomalies, when nobody knows: γ for refinement.
 
 Two estimates. `excess`, the default, asks how many more rows lie far out than a Gaussian window of the same middle has;
-it falls to 0 where nothing is there. `otsu` is the paper's (appendix A.5), which halves every window, also a clean one.
+it falls towards 0 where nothing is there. `otsu` is the paper's (appendix A.5), which halves every window, a clean one
+too.
 """
 
 from __future__ import annotations

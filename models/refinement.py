@@ -20,7 +20,7 @@ MIN_SUBSET_ROWS = 20
 VOTES = ("unanimous", "majority")
 REMOVALS = ("hard", "soft")
 _WEIGHT_STEEPNESS = 4.0
-"""A row's weight falls from 0.98 to 0.02 over half the distance from the median score to the threshold, twice."""
+"""A row weighs 0.98 at the median score, 0.5 at the threshold, 0.02 as far beyond it."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,14 @@ def _fit(
     """Fit to the weighted rows of a subset, or to all of it where less than half is left: too few to fit on."""
     if weights is None or 2.0 * weights[subset].sum() < len(subset):
         return member.fit(Z[subset])
-    weight = weights[subset]
-    if ((weight == 0.0) | (weight == 1.0)).all():
-        return member.fit(Z[subset[weight == 1.0]])
-    return member.fit(Z[subset], weight)
+    return fit_weighted(member, Z[subset], weights[subset])
+
+
+def fit_weighted(classifier: OneClassClassifier, Z: NDArray[Any], weights: NDArray[np.float64]) -> OneClassClassifier:
+    """Fit to rows ``(n, ...)`` of which refinement left `weights` ``(n,)``, 0 to 1; rows removed whole are not seen."""
+    if ((weights == 0.0) | (weights == 1.0)).all():
+        return classifier.fit(Z[weights == 1.0])
+    return classifier.fit(Z, weights)
 
 
 def _soft_weights(score: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

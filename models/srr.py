@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.occ import OneClassClassifier
 from models.refinement import Refinement, keep_all
 from models.representations import Representation
 
@@ -141,15 +140,6 @@ class _Loss:
     def __call__(self, step: int, loss: float) -> None:
         self.last = loss
         self._report(Progress("train", self._n_before + step, self._n_steps, loss))
-
-
-def fit_final(
-    make_occ: Callable[[], OneClassClassifier], Z: NDArray[Any], weights: NDArray[np.float64]
-) -> OneClassClassifier:
-    """Return f fitted on embeddings of which refinement left `weights` ``(n,)``, 0 to 1."""
-    if ((weights == 0.0) | (weights == 1.0)).all():
-        return make_occ().fit(Z[weights == 1.0])
-    return make_occ().fit(Z, weights)
 
 
 def refresh_steps(n_rows: int, n_steps: int) -> list[int]:

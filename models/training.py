@@ -17,9 +17,9 @@ from models.explanation import Explainer
 from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.blend import Blend
 from models.preprocessing import SCALINGS, Preprocessor, row_count
-from models.refinement import REMOVALS, VOTES, Refinement, refine
+from models.refinement import REMOVALS, VOTES, Refinement, fit_weighted, refine
 from models.representations import REPRESENTATIONS, Representation
-from models.srr import REFINES, SCORERS, Progress, Refined, fit_final, self_supervise_refine_repeat
+from models.srr import REFINES, SCORERS, Progress, Refined, self_supervise_refine_repeat
 from models.state import Columns
 
 __all__ = ["Progress", "Trained", "TrainingConfig", "TrainingReport", "train"]
@@ -348,8 +348,8 @@ def _classifier(
     if config.scorer == "ensemble":
         ensemble = Blend.of(refinement.members)
         return ensemble, ensemble.score(Z[is_held_out])
-    others = fit_final(config.make_classifier, Z[~is_held_out], weights[~is_held_out])
-    return fit_final(config.make_classifier, Z, weights), others.score(Z[is_held_out])
+    others = fit_weighted(config.make_classifier(), Z[~is_held_out], weights[~is_held_out])
+    return fit_weighted(config.make_classifier(), Z, weights), others.score(Z[is_held_out])
 
 
 def _report(

@@ -1,8 +1,8 @@
 """How many of the rows are anomalies, when nobody knows: γ for refinement.
 
-Two estimates. `excess`, the default, asks how many more rows lie far out than a Gaussian window of the same middle has;
-it falls towards 0 where nothing is there. `otsu` is the paper's (appendix A.5), which halves every window, a clean one
-too.
+Two estimates, of which `auto` takes the smaller, since each errs upward. `excess` asks how many more rows lie far out
+than a Gaussian window of the same middle has; it falls towards 0 where nothing is there, but rare kinds of normal rows
+count as excess. `otsu` is the paper's (appendix A.5), which halves every window without a gap, a clean one too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from models.occ.gde import GDE, indicators
 
-GAMMAS = ("excess", "otsu")
+GAMMAS = ("auto", "excess", "otsu")
 GAMMA_BOUNDS = (0.005, 0.2)
 """Estimated γ is kept within these: the paper's value for clean data, and what a window can lose."""
 CORE_SHARE = 0.75
@@ -29,7 +29,7 @@ _ONE_DEVIATION_BELOW = 0.15865525393145707
 _MAX_ROWS = 10_000
 
 
-def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) -> float:
+def estimate_gamma(Z: NDArray[Any], *, method: str = "auto", seed: int = 0) -> float:
     """Return γ, twice the estimated share of anomalies, within `GAMMA_BOUNDS`.
 
     Parameters
@@ -38,6 +38,7 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) ->
         ``(n, d)`` or ``(n, m, d)`` embeddings, whose columns of zeros and ones do not count; of more than
         10,000 a sample by `seed` is looked at.
     method
+        ``auto``: the smaller of the two.
         ``excess``: :func:`excess_share` of the scores of a Gaussian fitted on the likeliest three quarters.
         ``otsu``: :func:`otsu_share` of the square root of the shifted scores of a Gaussian fitted on all. (The paper
         does not say on which scores; on raw log densities Otsu nearly switches refinement off.)
@@ -50,14 +51,16 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "excess", seed: int = 0) ->
         Z = Z if is_indicator.all() else Z[:, ~is_indicator]
     if len(Z) > _MAX_ROWS:
         Z = Z[np.sort(np.random.default_rng(seed).choice(len(Z), _MAX_ROWS, replace=False))]
-    if method == "excess":
+    shares = []
+    if method in ("auto", "excess"):
         # Of few rows nobody can tell: what chance leaves open is added, since too much costs less than too little.
-        share = excess_share(core_scores(Z, np.random.default_rng(seed))) + CHANCE / math.sqrt(len(Z))
-    else:
+        scores = core_scores(Z, np.random.default_rng(seed))
+        shares.append(excess_share(scores) + CHANCE / math.sqrt(len(Z)))
+    if method in ("auto", "otsu"):
         scores = GDE(shrinkage=_SHRINKAGE).fit(Z).score(Z)
-        share = otsu_share(np.sqrt(scores - scores.min()))
+        shares.append(otsu_share(np.sqrt(scores - scores.min())))
     low, high = GAMMA_BOUNDS
-    return float(np.clip(2.0 * share, low, high))
+    return float(np.clip(2.0 * min(shares), low, high))
 
 
 def core_scores(Z: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -34,11 +34,11 @@ _QUICK_MEMBERS = {"n_neighbors": 10, "max_rows": 250}
 """Options of a blend whose scores are only voted on: five members see more than one, so each may look at less."""
 
 PRESETS: dict[str, TrainingConfig] = {
-    # Closed form: a Gaussian, neighbours and histograms on the fields themselves, refined once.
-    "default": TrainingConfig(ensemble_options=_QUICK_MEMBERS, removal="soft"),
+    # Closed form: neighbours and histograms on the fields themselves.
+    "default": TrainingConfig(ensemble_options=_QUICK_MEMBERS, removal="soft", refine_rounds=2),
     # Self-supervised: GOAD as it works best on a processor, for windows whose normal rows are of many kinds.
     "goad": TrainingConfig(
-        representation="goad", classifier="gde", gamma="otsu", scaling="standard", removal="soft", refine_rounds=5
+        representation="goad", classifier="gde", scaling="standard", removal="soft", refine_rounds=2
     ),
     # As published for Thyroid and Arrhythmia, and for KDD and KDD-Rev: hard removal once a refresh.
     "paper": _paper(256, 2**16),

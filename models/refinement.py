@@ -7,7 +7,7 @@ k-th threshold. How large γ should be where nobody knows is :mod:`models.contam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.occ import OneClassClassifier
+from models.occ.gde import GDE, score_together
 
 MIN_SUBSET_ROWS = 20
 VOTES = ("unanimous", "majority")
@@ -52,9 +53,7 @@ class Refinement:
 
     def votes_on(self, Z: NDArray[Any]) -> NDArray[np.int64]:
         """Return how many members reject other embeddings ``(n, ...)`` by the same thresholds, ``(n,)``."""
-        votes = np.zeros(len(Z), dtype=np.int64)
-        for member, threshold in zip(self.members, self.thresholds, strict=True):
-            votes += member.score(Z) >= threshold
+        votes: NDArray[np.int64] = (score_members(self.members, Z) >= self.thresholds[:, None]).sum(axis=0)
         return votes
 
     def keeps(self, Z: NDArray[Any]) -> NDArray[np.bool_]:
@@ -120,13 +119,11 @@ def refine(
     weights: NDArray[np.float64] | None = None
     refinement: Refinement | None = None
     for _ in range(n_rounds):
-        members, thresholds = [], np.empty(len(subsets))
+        members = [_fit(make_occ(), Z, subset, weights) for subset in subsets]
+        thresholds = np.empty(len(subsets))
         votes, new_weights = np.zeros(n, dtype=np.int64), np.ones(n)
-        for k, subset in enumerate(subsets):
-            member = _fit(make_occ(), Z, subset, weights)
-            score = member.score(Z)
+        for k, score in enumerate(score_members(members, Z)):
             top = highest(score, n_rejected, tie_break)
-            members.append(member)
             thresholds[k] = score[top].min(initial=np.inf)
             votes[top] += 1
             if removal == "soft":
@@ -139,6 +136,14 @@ def refine(
             break
     assert refinement is not None
     return refinement
+
+
+def score_members(members: Sequence[OneClassClassifier], Z: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the scores of embeddings ``(n, ...)`` by each of K members, ``(K, n)``."""
+    gdes = [member for member in members if isinstance(member, GDE)]
+    if members and len(gdes) == len(members):
+        return score_together(gdes, Z)
+    return np.array([member.score(Z) for member in members]).reshape(len(members), len(Z))
 
 
 def highest(score: NDArray[np.float64], n_highest: int, tie_break: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -53,7 +53,7 @@ class TrainingConfig:
     """Keyword arguments of the members, over those of the final classifier where that is of the same kind."""
     n_subsets: int = 5
     """K."""
-    gamma: float | str = "excess"
+    gamma: float | str = "auto"
     """γ, the share that each member rejects, or how to estimate it: see :func:`models.contamination.estimate_gamma`."""
     contamination: float | None = None
     """Known share of anomalies; γ is then twice this. Not with a number for `gamma`."""

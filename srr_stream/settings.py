@@ -138,7 +138,7 @@ class TrainingSettings(_Section):
     classifier_options: Mapping[str, Any] = Setting(default_factory=dict)
     n_subsets: int = Setting(5, ge=2, description="K of the ensemble that refines the window")
     gamma: Share | None = Setting(None, description="share that each member rejects; estimated if left out")
-    gamma_estimate: Literal["otsu", "excess"] = Setting("otsu", description="how; otsu is the paper's")
+    gamma_estimate: Literal["auto", "excess", "otsu"] = Setting("auto", description="how; otsu is the paper's")
     contamination: Share | None = Setting(None, description="known share of anomalies; gamma is then twice this")
     device: str = Setting("auto", description="auto, cpu, cuda, cuda:1, …")
     seed: int = 0

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.occ.flattening import choose_rows, whole_number
-from models.occ.gde import GDE
 from models.occ.histogram import Histogram
 from models.occ.knn import KNN
 from models.state import State, join, part
@@ -19,22 +18,23 @@ if TYPE_CHECKING:
 
 INDICATOR_VARIANCE = 0.1
 SCALE_ROWS = 2000
-MEMBER_SHARES = np.array([1.2, 1.2, 0.6])
-"""What the Gaussian, the neighbours and the histograms count in the mean."""
+MEMBER_SHARES = np.array([1.3, 0.9, 0.8])
+"""What the neighbours by Mahalanobis distance, those by Euclidean distance and the histograms count in the mean."""
 LEAST_SCALE = 1e-3
 """A member that scores all its rows alike has no scale of its own; smaller differences mean nothing."""
 
 
 class Blend:
-    """The weighted mean of a Gaussian, nearest neighbours and histograms, each standardised.
+    """The weighted mean of nearest neighbours, by two distances, and histograms, each standardised.
 
-    They see different things: the Gaussian broken correlations, the neighbours holes between several kinds of normal
-    rows, the histograms rare values. A score is how many deviations of its normal rows it lies above their mean.
+    They see different things: neighbours by Mahalanobis distance broken correlations, as a Gaussian would, but of
+    several kinds of normal rows; those by Euclidean distance the holes between these; histograms rare values. A score
+    is how many deviations of its normal rows it lies above their mean.
 
     Parameters
     ----------
     shrinkage
-        Of the Gaussian, whose columns of zeros and ones have 0.1 added to their variance.
+        Of the covariance of the Mahalanobis distance; columns of zeros and ones have 0.1 added to their variance.
     n_neighbors
         A number of neighbours, or some: see :class:`models.occ.knn.KNN`.
     max_rows
@@ -70,7 +70,7 @@ class Blend:
             "n_bins": whole_number("n_bins", n_bins, least=2),
             "seed": whole_number("seed", seed, least=0),
         }
-        GDE(shrinkage=shrinkage)
+        KNN(whitening=shrinkage)
         self.members_: list[OneClassClassifier] = []
         self.centers_: NDArray[np.float64] = np.empty(0)
         self.scales_: NDArray[np.float64] = np.empty(0)
@@ -86,9 +86,10 @@ class Blend:
     def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
         """Fit every member to ``(n, d)`` or ``(n, m, d)`` embeddings, n ≥ 1, and standardise it on these."""
         o = self.options
+        neighbours = {name: o[name] for name in ("n_neighbors", "max_rows", "seed")}
         members: list[OneClassClassifier] = [
-            GDE(shrinkage=o["shrinkage"], indicator_variance=INDICATOR_VARIANCE),
-            KNN(n_neighbors=o["n_neighbors"], max_rows=o["max_rows"], seed=o["seed"]),
+            KNN(whitening=o["shrinkage"], indicator_variance=INDICATOR_VARIANCE, **neighbours),
+            KNN(**neighbours),
             Histogram(n_bins=o["n_bins"]),
         ]
         self.members_ = [member.fit(Z, weights) for member in members]

@@ -6,7 +6,7 @@ Functions first, a thin class after. Several Gaussians at once are those of a re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -36,10 +36,12 @@ def mean_and_covariance(
     slices = [slice(start, start + _FIT_ROWS) for start in range(0, n, _FIT_ROWS)]
     for rows in slices:
         mean += (share[rows] @ Z[rows].reshape(-1, m * d).astype(np.float64)).reshape(m, d)
+    root = np.sqrt(share)[:, None, None]
     for rows in slices:
-        centered = _stacked(Z[rows])
-        centered -= mean[:, None, :]
-        covariance += np.matmul(centered.transpose(0, 2, 1) * share[rows], centered)
+        centered = np.subtract(Z[rows], mean, dtype=np.float64)
+        centered *= root[rows]
+        stack = centered.transpose(1, 0, 2)
+        covariance += np.matmul(stack.transpose(0, 2, 1), stack)
     return mean, covariance
 
 
@@ -59,14 +61,33 @@ def whitening(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     return vectors / np.sqrt(values)[:, None, :], np.log(values).sum(axis=-1)
 
 
-def negative_log_density(
-    Z: NDArray[np.float64], mean: NDArray[np.float64], whiten: NDArray[np.float64], log_det: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return -log N(z; mean, S) of ``(m, n, d)`` under m Gaussians, ``(m, n)``."""
-    white = np.matmul(Z - mean[:, None, :], whiten)
-    squared = np.einsum("mnd,mnd->mn", white, white)
-    density: NDArray[np.float64] = 0.5 * (squared + (log_det + Z.shape[-1] * np.log(2.0 * np.pi))[:, None])
-    return density
+def score_together(gdes: Sequence[GDE], Z: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the scores of ``(n, d)`` or ``(n, m, d)`` embeddings by K fitted GDEs of one aggregate, ``(K, n)``.
+
+    The embeddings are converted once and whitened for all K by one product of matrices, which is what makes the vote of
+    an ensemble cheap. For each Gaussian the score is -log N(z; mean, S).
+    """
+    means, whitens, log_dets = (np.array(arrays) for arrays in zip(*[gde._fitted() for gde in gdes], strict=True))
+    n_gdes, m, d = means.shape
+    origin = means.mean(axis=0)
+    whiten = np.ascontiguousarray(whitens.transpose(1, 2, 0, 3).reshape(m, d, n_gdes * d))
+    offsets = np.einsum("kmd,kmde->mke", means - origin, whitens).reshape(m, 1, n_gdes * d)
+    constants = 0.5 * (log_dets + d * np.log(2.0 * np.pi))
+    aggregate = gdes[0].aggregate
+
+    def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
+        centered = np.subtract(block.reshape(-1, m, d), origin, dtype=np.float64)
+        white = np.matmul(centered.transpose(1, 0, 2), whiten)
+        white -= offsets
+        np.square(white, out=white)
+        if aggregate == "mean":
+            squared = white.mean(axis=0).reshape(-1, n_gdes, d).sum(axis=2)
+            score: NDArray[np.float64] = 0.5 * squared + constants.mean(axis=1)
+            return score
+        squared = white.reshape(m, -1, n_gdes, d).sum(axis=3)
+        return AGGREGATES[aggregate](0.5 * squared + constants.T[:, None, :], axis=0)
+
+    return by_blocks(score_block, Z).T
 
 
 class GDE:
@@ -156,13 +177,8 @@ class GDE:
         RuntimeError
             Before `fit`.
         """
-        mean, whiten, log_det = self._fitted()
-
-        def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
-            density = negative_log_density(_stacked(block), mean, whiten, log_det)
-            return AGGREGATES[self.aggregate](density, axis=0)
-
-        return by_blocks(score_block, Z)
+        score: NDArray[np.float64] = score_together([self], Z)[0]
+        return score
 
     def gradient(self, Z: NDArray[Any]) -> NDArray[np.float64]:
         """Return d score / d Z, of the shape of `Z`: S⁻¹ (z - mean) of every Gaussian, as the aggregate weighs them.
@@ -177,11 +193,13 @@ class GDE:
 
         def gradient_block(block: NDArray[Any]) -> NDArray[np.float64]:
             stack = _stacked(block)
-            pulls = np.matmul(np.matmul(stack - mean[:, None, :], whiten), whiten.transpose(0, 2, 1))
+            white = np.matmul(stack - mean[:, None, :], whiten)
+            pulls = np.matmul(white, whiten.transpose(0, 2, 1))
             if self.aggregate == "mean":
                 pulls /= m
             else:
-                order = np.argsort(negative_log_density(stack, mean, whiten, log_det), axis=0, kind="stable")
+                density = 0.5 * (np.square(white).sum(axis=2) + log_det[:, None])
+                order = np.argsort(density, axis=0, kind="stable")
                 share = np.zeros(order.shape)
                 for middle in ((m - 1) // 2, m // 2):
                     share[order[middle], np.arange(len(block))] += 0.5

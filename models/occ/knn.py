@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.blocks import by_blocks
 from models.occ.flattening import choose_rows, flatten, whole_number, whole_tiles
+from models.occ.gde import GDE
 from models.state import State
 
 BLOCK_ROWS = 32
@@ -82,7 +83,7 @@ def _cut(Z: NDArray[Any]) -> NDArray[Any]:
 
 
 class KNN:
-    """Mean Euclidean distance to the nearest reference rows, in float32.
+    """Mean distance to the nearest reference rows, in float32.
 
     Rows with a weight below 0.5 are left out of the fit; if fewer than two would remain, none is.
 
@@ -93,6 +94,11 @@ class KNN:
         groups of equal anomalies. Several numbers: the mean of the scores with each.
     max_rows
         References, at least 1; if more are fitted, a sample. Time and memory of scoring grow with it.
+    whitening
+        None: Euclidean distances. A shrinkage a, 0 < a ≤ 1: Mahalanobis distances by the covariance of the rows, shrunk
+        as :class:`models.occ.gde.GDE` does; then broken correlations count as much as far values.
+    indicator_variance
+        With `whitening`: see :class:`models.occ.gde.GDE`.
     seed
         Draws the sample.
 
@@ -106,15 +112,29 @@ class KNN:
 
     name: ClassVar[str] = "knn"
 
-    def __init__(self, *, n_neighbors: int | Sequence[int] = 10, max_rows: int = 2000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        n_neighbors: int | Sequence[int] = 10,
+        max_rows: int = 2000,
+        whitening: float | None = None,
+        indicator_variance: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.n_neighbors = [
             whole_number("n_neighbors", k)
             for k in (n_neighbors if isinstance(n_neighbors, list | tuple) and n_neighbors else [n_neighbors])
         ]
         self.max_rows = whole_number("max_rows", max_rows)
+        if whitening is not None and not 0.0 < whitening <= 1.0:
+            raise ValueError(f"whitening is {whitening!r}; allowed: above 0, at most 1, or None")
+        GDE(indicator_variance=indicator_variance)
+        self.whitening = whitening
+        self.indicator_variance = indicator_variance
         self.seed = whole_number("seed", seed, least=0)
         self.centre_: NDArray[np.float64] | None = None
         self.search_: NeighbourSearch | None = None
+        self.metric_: NDArray[np.float64] | None = None
         self.shares_: NDArray[np.float64] = np.empty(0)
 
     def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
@@ -123,7 +143,11 @@ class KNN:
         reference = flatten(Z)[rows].astype(np.float64)
         # The median, which a single wild row cannot move away from where precision is needed.
         centre = np.median(reference, axis=0)
-        return self._learn(centre, centred(reference, centre, np.float32))
+        metric = None
+        if self.whitening is not None:
+            gde = GDE(shrinkage=self.whitening, indicator_variance=self.indicator_variance).fit(flatten(Z), weights)
+            metric = gde.state().arrays["whiten"][0]
+        return self._learn(centre, metric, _place(reference, centre, metric))
 
     def score(self, Z: NDArray[Any]) -> NDArray[np.float64]:
         """Return the mean distance of every row to its nearest references, ``(n,)``; higher is more anomalous.
@@ -136,7 +160,7 @@ class KNN:
         centre, search = self._fitted()
 
         def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
-            _, differences = search.nearest(centred(block, centre, np.float32))
+            _, differences = search.nearest(_place(block, centre, self.metric_))
             score: NDArray[np.float64] = np.einsum("nk,k->n", np.sort(lengths(differences), axis=1), self.shares_)
             return score
 
@@ -155,21 +179,28 @@ class KNN:
         centre, search = self._fitted()
 
         def gradient_block(block: NDArray[Any]) -> NDArray[np.float64]:
-            _, differences = search.nearest(centred(block, centre, np.float32))
+            _, differences = search.nearest(_place(block, centre, self.metric_))
             length = lengths(differences)
             shares = np.empty(length.shape)
             np.put_along_axis(shares, np.argsort(length, axis=1), self.shares_[None, :], axis=1)
             shares = np.divide(shares, length, out=np.zeros(length.shape), where=length > 0.0)
             gradient: NDArray[np.float64] = np.einsum("nkd,nk->nd", differences, shares)
-            return gradient
+            return gradient if self.metric_ is None else gradient @ self.metric_.T
 
         return by_blocks(gradient_block, flatten(Z), n_rows=BLOCK_ROWS).reshape(Z.shape)
 
     def state(self) -> State:
         """Return all that was learned; :meth:`from_state` reads it."""
         centre, search = self._fitted()
-        values = {"n_neighbors": self.n_neighbors, "max_rows": self.max_rows, "seed": self.seed}
-        return State(values, {"centre": centre, "rows": search.rows})
+        values = {
+            "n_neighbors": self.n_neighbors,
+            "max_rows": self.max_rows,
+            "whitening": self.whitening,
+            "indicator_variance": self.indicator_variance,
+            "seed": self.seed,
+        }
+        metric = {} if self.metric_ is None else {"metric": self.metric_}
+        return State(values, {"centre": centre, "rows": search.rows, **metric})
 
     @classmethod
     def from_state(cls, state: State) -> KNN:
@@ -177,10 +208,16 @@ class KNN:
         centre, rows = state.array("centre", 1), state.array("rows", 2)
         if not len(rows) or rows.shape[1:] != centre.shape:
             raise ValueError(f"rows {rows.shape} and centre {centre.shape} must agree, and there must be a row")
-        return cls(**state.values)._learn(centre, rows)
+        knn = cls(**state.values)
+        metric = None if knn.whitening is None else state.array("metric", 2)
+        if metric is not None and metric.shape != (len(centre), len(centre)):
+            raise ValueError(f"metric {metric.shape} and centre {centre.shape} must agree")
+        return knn._learn(centre, metric, rows)
 
-    def _learn(self, centre: NDArray[np.float64], rows: NDArray[np.float32]) -> Self:
-        self.centre_ = centre
+    def _learn(
+        self, centre: NDArray[np.float64], metric: NDArray[np.float64] | None, rows: NDArray[np.float32]
+    ) -> Self:
+        self.centre_, self.metric_ = centre, metric
         scales = [min(k, len(rows)) for k in self.n_neighbors]
         self.search_ = NeighbourSearch(rows, max(scales))
         # What the r-th nearest counts: 1/k in the mean of the k nearest, averaged over the k.
@@ -191,6 +228,14 @@ class KNN:
         if self.centre_ is None or self.search_ is None:
             raise RuntimeError("KNN is not fitted; call fit first")
         return self.centre_, self.search_
+
+
+def _place(Z: NDArray[Any], centre: NDArray[np.float64], metric: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """Return ``(n, d)`` rows where the search has its references: centred, and whitened if there is a metric."""
+    if metric is None:
+        return centred(Z, centre, np.float32)
+    white = centred(Z, centre, np.float64) @ whole_tiles(metric)
+    return _cut(white[:, : len(centre)]).astype(np.float32)
 
 
 def lengths(vectors: NDArray[Any]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from sklearn.svm import OneClassSVM
 from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.centres import Centres
 from models.occ.flattening import choose_rows
-from models.occ.gde import GDE
+from models.occ.gde import GDE, score_together
 from models.occ.isolation_forest import IsolationForest
 from models.occ.kde import KDE
 from models.occ.knn import KNN
@@ -209,6 +209,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("knn", {"n_neighbors": 0}, f"n_neighbors is 0; {WHOLE} 1 on"),
     ("knn", {"n_neighbors": 2.5}, rf"n_neighbors is 2\.5; {WHOLE} 1 on"),
     ("knn", {"max_rows": True}, f"max_rows is True; {WHOLE} 1 on"),
+    ("knn", {"whitening": 0.0}, r"whitening is 0\.0; allowed: above 0, at most 1, or None"),
     ("knn", {"seed": -1}, f"seed is -1; {WHOLE} 0 on"),
     ("kde", {"bandwidth": 0.0}, r"bandwidth is 0\.0; allowed: scott, scale or a number above 0"),
     ("kde", {"bandwidth": "silverman"}, "bandwidth is 'silverman'; allowed: scott, scale"),
@@ -251,6 +252,15 @@ def test_several_gaussians_are_fitted_apart_and_combined(aggregate: str, combine
     np.testing.assert_allclose(GDE(aggregate=aggregate).fit(Z).score(Z), combine(apart, axis=0), rtol=1e-9)
 
 
+@pytest.mark.parametrize("aggregate", ["mean", "median"])
+def test_gaussians_score_together_as_each_alone(aggregate: str, Z: np.ndarray) -> None:
+    gdes = [GDE(aggregate=aggregate).fit(Z[start::3]) for start in range(3)]
+    together = score_together(gdes, Z)
+    np.testing.assert_allclose(together, [gde.score(Z) for gde in gdes], rtol=1e-9)
+    equal = score_together(gdes, np.repeat(Z[:1], 200, axis=0))
+    np.testing.assert_array_equal(np.ptp(equal, axis=1), 0.0)
+
+
 def test_few_rows_are_shrunk_as_ledoit_and_wolf_say() -> None:
     Z = np.random.default_rng(5).normal(size=(30, 6))
     S, shrinkage = ledoit_wolf(Z)
@@ -276,6 +286,25 @@ def test_nearest_neighbours_agree_with_scikit_learn_to_float32(d: int, offset: f
     np.testing.assert_allclose(KNN().fit(Z[50:]).score(Z[:60]), distances.mean(axis=1), rtol=1e-5)
 
 
+def test_whitened_neighbours_are_the_nearest_by_mahalanobis_distance() -> None:
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(400, 3)) @ np.array([[3.0, 2.9, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 5.0]])
+    covariance = 0.99 * np.cov(Z.T, bias=True)
+    covariance += 0.01 * np.trace(np.cov(Z.T, bias=True)) / 3 * np.eye(3)
+    search = NearestNeighbors(n_neighbors=10, metric="mahalanobis", metric_params={"VI": np.linalg.inv(covariance)})
+    distances, _ = search.fit(Z).kneighbors(Z)
+    np.testing.assert_allclose(KNN(whitening=0.01).fit(Z).score(Z), distances.mean(axis=1), rtol=1e-4, atol=1e-4)
+    against, along = np.array([[3.0, -3.0, 0.0]]), np.array([[3.0, 3.0, 0.0]])
+    whitened = KNN(whitening=0.01).fit(Z)
+    assert whitened.score(against)[0] > 5 * whitened.score(along)[0]
+
+
+def test_a_metric_that_does_not_fit_its_rows_is_refused() -> None:
+    state = KNN(whitening=0.1).fit(np.random.default_rng(0).normal(size=(50, 3))).state()
+    with pytest.raises(ValueError, match=r"metric \(2, 2\) and centre \(3,\) must agree"):
+        KNN.from_state(State(state.values, {**state.arrays, "metric": np.eye(2)}))
+
+
 def test_a_wild_reference_costs_the_nearest_neighbours_no_precision() -> None:
     Z = np.random.default_rng(7).normal(size=(500, 5))
     Z[0] = 1e9
@@ -283,8 +312,9 @@ def test_a_wild_reference_costs_the_nearest_neighbours_no_precision() -> None:
     np.testing.assert_allclose(KNN().fit(Z).score(Z), distances.mean(axis=1), rtol=1e-5)
 
 
-def test_the_gradient_of_nearest_neighbours_is_the_slope_of_the_score(Z: np.ndarray) -> None:
-    knn = KNN(n_neighbors=5).fit(Z[:200])
+@pytest.mark.parametrize("whitening", [None, 0.1])
+def test_the_gradient_of_nearest_neighbours_is_the_slope_of_the_score(Z: np.ndarray, whitening: float | None) -> None:
+    knn = KNN(n_neighbors=5, whitening=whitening).fit(Z[:200])
     rows, step = Z[200:220].astype(np.float64), 1e-3
     gradient = knn.gradient(rows)
     assert gradient.shape == rows.shape

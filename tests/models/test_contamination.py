@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from models.contamination import CHANCE, GAMMA_BOUNDS, core_scores, estimate_gamma, excess_share, otsu_share
+from models.contamination import CHANCE, GAMMA_BOUNDS, GAMMAS, core_scores, estimate_gamma, excess_share, otsu_share
 
 
 def excess_slowly(scores: np.ndarray) -> float:
@@ -67,14 +67,23 @@ def test_gamma_is_twice_the_share_and_stays_in_its_bounds() -> None:
 
 def test_constant_rows_and_a_single_one_give_the_least_gamma() -> None:
     for Z in (np.ones((50, 3)), np.ones((1, 3)), np.ones((4, 2, 3))):
-        assert estimate_gamma(Z, method="otsu") == GAMMA_BOUNDS[0]
-        assert estimate_gamma(Z) == min(2.0 * CHANCE / np.sqrt(len(Z)), GAMMA_BOUNDS[1])
+        assert estimate_gamma(Z, method="otsu") == estimate_gamma(Z) == GAMMA_BOUNDS[0]
+        assert estimate_gamma(Z, method="excess") == min(2.0 * CHANCE / np.sqrt(len(Z)), GAMMA_BOUNDS[1])
 
 
 def test_otsu_halves_a_clean_window_and_the_excess_does_not() -> None:
     Z = np.random.default_rng(0).normal(size=(2000, 6))
     assert estimate_gamma(Z, method="otsu") == GAMMA_BOUNDS[1]
     assert estimate_gamma(Z, method="excess") < 0.05
+
+
+def test_two_kinds_of_normal_rows_are_no_excess_to_the_smaller_estimate() -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.r_[rng.normal(size=(1800, 6)), 0.2 * rng.normal(size=(200, 6)) + 9.0]
+    by_method = {method: estimate_gamma(kinds, method=method) for method in GAMMAS}
+    assert by_method["auto"] == min(by_method["excess"], by_method["otsu"])
+    clean = rng.normal(size=(2000, 6))
+    assert estimate_gamma(clean) == estimate_gamma(clean, method="excess") < estimate_gamma(clean, method="otsu")
 
 
 def test_of_many_rows_a_seeded_sample_is_looked_at() -> None:
@@ -86,7 +95,7 @@ def test_of_many_rows_a_seeded_sample_is_looked_at() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="method is 'guess'; allowed: excess, otsu"):
+    with pytest.raises(ValueError, match="method is 'guess'; allowed: auto, excess, otsu"):
         estimate_gamma(np.zeros((10, 2)), method="guess")
 
 

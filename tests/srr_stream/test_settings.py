@@ -401,7 +401,7 @@ def test_every_classifier_of_the_library_can_be_named_and_becomes_the_final_one(
     config = make_training_config(
         Settings(**changed(training={"classifier": "knn", "classifier_options": {"n_neighbors": 3}}))
     )
-    assert (config.representation, config.classifier, config.gamma) == ("goad", "knn", "otsu")
+    assert (config.representation, config.classifier, config.gamma) == ("goad", "knn", "auto")
     knn = config.make_classifier()
     assert isinstance(knn, KNN)
     assert knn.n_neighbors == [3]

@@ -66,10 +66,10 @@ def test_one_training_by_hand_is_published_and_a_rollback_undoes_it(
 
 def test_one_training_that_the_gate_rejects_exits_4(stream: Stream, make_values: Callable[..., list[bytes]]) -> None:
     stream.produce(make_values(400, contamination=0.1))
-    path = stream.write_settings(gate={"max_flagged_ratio": 0.0001})
+    path = stream.write_settings(gate={"max_excluded_ratio": 0.0001})
     result = call("train", "--once", "-c", path)
     assert result.exit_code == 4
-    assert "flagged_ratio" in json.loads(result.stdout)["gate"]
+    assert "excluded_ratio" in json.loads(result.stdout)["gate"]
 
 
 def test_one_training_on_too_few_records_exits_3_with_the_numbers(

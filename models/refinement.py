@@ -20,8 +20,8 @@ from models.occ.gde import GDE, score_together
 MIN_SUBSET_ROWS = 20
 VOTES = ("unanimous", "majority")
 REMOVALS = ("hard", "soft")
-_WEIGHT_STEEPNESS = 4.0
-"""A row weighs 0.98 at the median score, 0.5 at the threshold, 0.02 as far beyond it."""
+_WEIGHT_STEEPNESS = 8.0
+"""A row weighs 0.98 halfway from the threshold to the median score, 0.5 at the threshold, 0.02 as far beyond it."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def fit_weighted(classifier: OneClassClassifier, Z: NDArray[Any], weights: NDArr
 
 
 def _soft_weights(score: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
-    """Return 1 / (1 + exp(4 (s - η) / (η - median))): 0.5 at the threshold, 0.98 at the median."""
+    """Return 1 / (1 + exp(8 (s - η) / (η - median))): 0.5 at the threshold, 0.98 halfway to the median."""
     distance = threshold - float(np.median(score))
     if not distance > 0.0:
         return np.ones(len(score))

@@ -59,7 +59,7 @@ class Blend:
         *,
         shrinkage: float = 1e-4,
         n_neighbors: int | Sequence[int] = (5, 50),
-        max_rows: int = 2000,
+        max_rows: int = 1000,
         n_bins: int = 10,
         seed: int = 0,
     ) -> None:

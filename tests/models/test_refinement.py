@@ -146,7 +146,7 @@ def test_hard_weights_are_the_vote_and_soft_ones_fall_with_the_score() -> None:
     expected = np.ones(300)
     for member, threshold in zip(soft.members, soft.thresholds, strict=True):
         score = member.score(Z)
-        expected /= 1.0 + np.exp(4.0 * (score - threshold) / (threshold - np.median(score)))
+        expected /= 1.0 + np.exp(8.0 * (score - threshold) / (threshold - np.median(score)))
     np.testing.assert_allclose(soft.weights, expected)
     assert soft.weights[~soft.kept].max() <= 0.5
     assert np.median(soft.weights) > 0.9

@@ -24,7 +24,16 @@ from benchmarks.runner import Run, Unit, measured, model_seed, names_of, parser,
 from models.evaluation import refinement_efficacy
 
 BEST: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "kdd": ("default", {}),
+    "kdd": (
+        "default",
+        {
+            "classifier": "gde",
+            "classifier_options": {"shrinkage": 0.01},
+            "ensemble_options": {},
+            "scaling": "standard",
+            "refine_rounds": 1,
+        },
+    ),
     "kddrev": ("goad", {"scaling": "asinh"}),
     "thyroid": ("default", {}),
     "arrhythmia": ("default", {"classifier": "histogram", "ensemble_options": {}}),
@@ -577,7 +586,9 @@ def _excluded(kept: Any, is_anomaly: Any) -> dict[str, float]:
 
 def _ablations(ratio: float) -> list[tuple[str, str, dict[str, Any]]]:
     found: list[tuple[str, str, dict[str, Any]]] = [("K", str(k), {"n_subsets": k}) for k in (1, 2, 5, 10)]
-    found += [("γ / ratio", f"{f:g}", {"gamma": f * ratio if ratio else CLEAN_GAMMA}) for f in (0.5, 1.0, 2.0, 4.0)]
+    found += [
+        ("γ / ratio", f"{f:g}", {"gamma": f * ratio if ratio else CLEAN_GAMMA}) for f in (0.5, 1.0, 1.5, 2.0, 4.0)
+    ]
     return found + [("refine", refine, {"refine": refine}) for refine in ("none", "final", "both")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -15,8 +16,8 @@ from models.state import State
 
 BLOCK_ROWS = 32
 """Larger blocks gain a tenth for many rows, and make a single record as much dearer as they are larger."""
-_GROUP = 16
-"""Divides the tiles of :func:`models.occ.flattening.whole_tiles`; about √(max_rows / n_neighbors) is quickest."""
+_GROUPS = (1, 2, 4, 8, 16)
+"""Sizes of groups that divide the tiles of :func:`models.occ.flattening.whole_tiles`."""
 _LARGEST = 1e12
 """Values are cut to this, so that squares of thousands of columns still fit into float32."""
 
@@ -26,7 +27,7 @@ class NeighbourSearch:
 
     The nearest are picked by |r|² - 2 z·r, from one matrix product; their distances are then computed from the
     differences, so that rounding cannot harm the small ones. The k least of N values are found in two heats: they are
-    in the k groups of 16 with the least minima, so that k 16 values are partitioned instead of N.
+    in the k groups with the least minima, so that few values are partitioned instead of N.
 
     Parameters
     ----------
@@ -42,9 +43,11 @@ class NeighbourSearch:
         self.n_neighbors = n_neighbors
         r = len(rows)
         self._minus_two_rows = whole_tiles(-2.0 * self.rows.T)
-        self._n_groups = self._minus_two_rows.shape[1] // _GROUP
+        # Of N / g groups and then k g values the least are found: together the fewest for g = √(N / k).
+        self._group = min(_GROUPS, key=lambda size: abs(math.log(size / math.sqrt(r / n_neighbors))))
+        self._n_groups = self._minus_two_rows.shape[1] // self._group
         # The rows that fill up the last tile are as far away as can be, and never among the nearest.
-        self._squares = np.full(self._n_groups * _GROUP, np.finfo(rows.dtype).max, dtype=rows.dtype)
+        self._squares = np.full(self._minus_two_rows.shape[1], np.finfo(rows.dtype).max, dtype=rows.dtype)
         self._squares[:r] = np.einsum("rd,rd->r", self.rows, self.rows)
 
     def nearest(self, Z: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
@@ -60,9 +63,9 @@ class NeighbourSearch:
         k = self.n_neighbors
         relative = Z @ self._minus_two_rows
         relative += self._squares
-        if self._n_groups > k:
-            groups = np.argpartition(relative.reshape(len(Z), _GROUP, -1).min(axis=1), k - 1, axis=1)[:, :k]
-            starts = np.arange(0, _GROUP * self._n_groups, self._n_groups)
+        if self._group > 1 and self._n_groups > k:
+            groups = np.argpartition(relative.reshape(len(Z), self._group, -1).min(axis=1), k - 1, axis=1)[:, :k]
+            starts = np.arange(0, self._group * self._n_groups, self._n_groups)
             places = (groups[:, None, :] + starts[:, None]).reshape(len(Z), -1)
             heat = np.take_along_axis(relative, places, axis=1)
             best = np.argpartition(heat, k - 1, axis=1)[:, :k]

@@ -68,7 +68,8 @@ def test_records_from_before_the_first_model_get_a_verdict_and_bad_ones_a_dead_l
         assert "holding" in text
         assert ask(service.port, "/livez")[0] == 200
         assert stream.verdicts() == []
-        stream.produce([*make_values(400, seed=1), b"{torn", b'{"duration_ms": "12"}'])
+        wild = [b'{"duration_ms": 9e5, "bytes_sent": 1, "load": 0.5, "route": "/"}'] * 4
+        stream.produce([*make_values(396, seed=1), *wild, b"{torn", b'{"duration_ms": "12"}'])
         wait_until(lambda: stream.count() >= 600, what="600 verdicts")
         wait_until(lambda: ask(service.port, "/readyz")[0] == 200, what="readiness")
         verdicts = stream.verdicts()
@@ -76,7 +77,7 @@ def test_records_from_before_the_first_model_get_a_verdict_and_bad_ones_a_dead_l
     assert len({v["id"] for v in verdicts}) == len(verdicts) == 600
     assert {record.value for record in dead} == {b"{torn", b'{"duration_ms": "12"}'}
     assert {v["id"] for v in verdicts} < ids_of(stream, 602)
-    assert 0 < sum(v["flagged"] for v in verdicts) < 120
+    assert len(wild) <= sum(v["flagged"] for v in verdicts) < 120
 
 
 def test_a_trainer_killed_with_9_is_replaced_while_scoring_goes_on(

@@ -72,13 +72,29 @@ def score_together(gdes: Sequence[GDE], Z: NDArray[Any]) -> NDArray[np.float64]:
     origin = means.mean(axis=0)
     whiten = np.ascontiguousarray(whitens.transpose(1, 2, 0, 3).reshape(m, d, n_gdes * d))
     offsets = np.einsum("kmd,kmde->mke", means - origin, whitens).reshape(m, 1, n_gdes * d)
+    return _score(Z, origin, whiten, offsets, log_dets, gdes[0].aggregate)
+
+
+def _score(
+    Z: NDArray[Any],
+    origin: NDArray[np.float64],
+    whiten: NDArray[np.float64],
+    offsets: NDArray[np.float64] | None,
+    log_dets: NDArray[np.float64],
+    aggregate: str,
+) -> NDArray[np.float64]:
+    """Return the scores ``(K, n)`` by K x m Gaussians whose W ``(m, d, K d)`` lie side by side.
+
+    White rows are (z - `origin`) W - `offsets`: ``(m, d)``, and ``(m, 1, K d)`` or None if `origin` is every mean.
+    """
+    n_gdes, (m, d) = len(log_dets), origin.shape
     constants = 0.5 * (log_dets + d * np.log(2.0 * np.pi))
-    aggregate = gdes[0].aggregate
 
     def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
         centered = np.subtract(block.reshape(-1, m, d), origin, dtype=np.float64)
         white = np.matmul(centered.transpose(1, 0, 2), whiten)
-        white -= offsets
+        if offsets is not None:
+            white -= offsets
         np.square(white, out=white)
         if aggregate == "mean":
             squared = white.mean(axis=0).reshape(-1, n_gdes, d).sum(axis=2)
@@ -177,7 +193,8 @@ class GDE:
         RuntimeError
             Before `fit`.
         """
-        score: NDArray[np.float64] = score_together([self], Z)[0]
+        mean, whiten, log_det = self._fitted()
+        score: NDArray[np.float64] = _score(Z, mean, whiten, None, log_det[None], self.aggregate)[0]
         return score
 
     def gradient(self, Z: NDArray[Any]) -> NDArray[np.float64]:

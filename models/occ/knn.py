@@ -143,12 +143,13 @@ class KNN:
     def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Self:
         """Keep a sample of ``(n, d)`` or ``(n, m, d)`` embeddings, n ≥ 1, stacked ones side by side."""
         rows, _ = choose_rows(len(Z), weights, max_rows=self.max_rows, seed=self.seed)
-        reference = flatten(Z)[rows].astype(np.float64)
+        Z = flatten(Z)
+        reference = Z[rows].astype(np.float64)
         # The median, which a single wild row cannot move away from where precision is needed.
         centre = np.median(reference, axis=0)
         metric = None
         if self.whitening is not None:
-            gde = GDE(shrinkage=self.whitening, indicator_variance=self.indicator_variance).fit(flatten(Z), weights)
+            gde = GDE(shrinkage=self.whitening, indicator_variance=self.indicator_variance).fit(Z, weights)
             metric = gde.state().arrays["whiten"][0]
         return self._learn(centre, metric, _place(reference, centre, metric))
 

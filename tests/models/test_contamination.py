@@ -77,7 +77,7 @@ def test_otsu_halves_a_clean_window_and_the_excess_does_not() -> None:
     assert estimate_gamma(Z, method="excess") < 0.05
 
 
-def test_two_kinds_of_normal_rows_are_no_excess_to_the_smaller_estimate() -> None:
+def test_auto_is_the_smaller_of_the_two_estimates() -> None:
     rng = np.random.default_rng(0)
     kinds = np.r_[rng.normal(size=(1800, 6)), 0.2 * rng.normal(size=(200, 6)) + 9.0]
     by_method = {method: estimate_gamma(kinds, method=method) for method in GAMMAS}

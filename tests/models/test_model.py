@@ -153,7 +153,7 @@ def test_what_never_happened_in_training_raises_the_score_but_not_to_infinity(
         rows[name] = np.full(len(usual), value, dtype=rows[name].dtype)
     after = trained.model.score(rows).score
     assert np.isfinite(after).all()
-    assert (after > before).mean() >= 0.9
+    assert (after > before).mean() > 0.9
 
 
 def test_another_false_alarm_rate_moves_the_boundary_only(trained: Trained, fresh: dict[str, np.ndarray]) -> None:

@@ -1,8 +1,9 @@
 """Make the data sets that srr-stream ships from the raw ones: ``SRR_DATA_DIR=… python benchmarks/make_datasets.py``.
 
-A set is one gzip'd text with a line per field: name, kind, then every record's value as a JSON literal, separated by
-commas; the last line holds the labels. Values of a field lie side by side, which compresses better than rows. The same
-raw files give the same bytes with every run (gzip without a time; two builds of zlib may differ).
+A set of fields is one gzip'd text with a line per field: name, kind, then every record's value as a JSON literal,
+separated by commas; the last line holds the labels. Values of a field lie side by side, which compresses better than
+rows. A set of pictures is two NumPy arrays in one xz file: pixels, labels. The same raw files give the same bytes with
+every run (no time is written; two builds of zlib or liblzma may differ).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import sys
 from collections import Counter
@@ -18,8 +21,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 SEED = 0
 N_NORMAL = 60_000
@@ -27,12 +32,16 @@ MAX_ATTACK_RATIO = 0.03
 NORMAL, ANOMALY = "normal", "anomaly"
 KDD_TEXTS = ("protocol_type", "service", "flag")
 KDD_CATEGORICAL = (*KDD_TEXTS, "land", "logged_in", "is_host_login", "is_guest_login")
+N_NORMAL_PATCHES, DEFECTIVE_RATIO = 3000, 0.05
+DEFECTS = (NORMAL, "open", "short", "mousebite", "spur", "spurious copper", "pin-hole")
+"""Names of DeepPCB's numbers."""
 
 
 @dataclass(frozen=True)
 class Table:
     """A data set in columns of JSON literals, with the label of every record."""
 
+    suffix: ClassVar[str] = "columns.gz"
     names: Sequence[str]
     kinds: Sequence[str]
     columns: Sequence[Sequence[str]]
@@ -46,6 +55,24 @@ class Table:
         ]
         text = "\n".join([*fields, ",".join(["label", "label", *self.labels])]) + "\n"
         return gzip.compress(text.encode(), 9, mtime=0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set of grey pictures, with the label of every one."""
+
+    suffix: ClassVar[str] = "pictures.xz"
+    names: ClassVar[Sequence[str]] = ("picture",)
+    pixels: NDArray[np.uint8]
+    """``(n, h, w)``."""
+    labels: Sequence[str]
+
+    def to_bytes(self) -> bytes:
+        """Return the file that ships."""
+        content = io.BytesIO()
+        np.save(content, self.pixels)
+        np.save(content, np.array(self.labels))
+        return lzma.compress(content.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def kdd(folder: Path) -> Table:
@@ -103,6 +130,18 @@ def shuffled(folder: Path, name: str) -> Table:
     return Table(names, ["numeric"] * len(names), columns, [ANOMALY if is_anomaly else NORMAL for is_anomaly in y])
 
 
+def boards(folder: Path) -> Pictures:
+    """Return patches of circuit boards in a random order, 5 % of them with a defect."""
+    rng = np.random.default_rng(SEED)
+    n_defective = round(N_NORMAL_PATCHES * DEFECTIVE_RATIO / (1 - DEFECTIVE_RATIO))
+    with np.load(folder / "deeppcb_patches.npz", allow_pickle=False) as raw:
+        defect = raw["defect"]
+        normal = rng.choice(np.flatnonzero(defect == 0), N_NORMAL_PATCHES, replace=False)
+        defective = rng.choice(np.flatnonzero(defect > 0), n_defective, replace=False)
+        order = rng.permutation(np.concatenate([normal, defective]))
+        return Pictures(np.ascontiguousarray(raw["X"][order, :, :, 0]), [DEFECTS[kind] for kind in defect[order]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--raw", type=Path, default=os.environ.get("SRR_DATA_DIR"), help="default: $SRR_DATA_DIR")
@@ -110,16 +149,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.raw is None or not options.raw.is_dir():
         parser.error(f"no folder of raw data sets: {options.raw}; set SRR_DATA_DIR or give --raw")
-    tables = {"kdd": kdd(options.raw)} | {name: shuffled(options.raw, name) for name in ("thyroid", "arrhythmia")}
+    sets: dict[str, Table | Pictures] = {"kdd": kdd(options.raw)}
+    sets |= {name: shuffled(options.raw, name) for name in ("thyroid", "arrhythmia")}
+    sets["boards"] = boards(options.raw)
     manifest = {}
-    for name, table in tables.items():
-        content = table.to_bytes()
-        (options.out / f"{name}.columns.gz").write_bytes(content)
-        counts = Counter(table.labels)
+    for name, made in sets.items():
+        content = made.to_bytes()
+        (options.out / f"{name}.{made.suffix}").write_bytes(content)
+        counts = Counter(made.labels)
         manifest[name] = {
-            "n_records": len(table.labels),
-            "n_fields": len(table.names),
-            "n_anomalies": len(table.labels) - counts[NORMAL],
+            "n_records": len(made.labels),
+            "n_fields": len(made.names),
+            "n_anomalies": len(made.labels) - counts[NORMAL],
             "kinds": dict(sorted(counts.items())),
             "n_bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import ours, report
+from benchmarks import images, ours, report
 from benchmarks.contamination import counts_table, prepared
 from benchmarks.datasets import PAPER, DatasetMissing, load_table
 from benchmarks.methods import METHODS, Context, Method, named, options_of
@@ -116,8 +116,12 @@ class Variant(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["images"]:
+        return images.main(given[1:])
     cli = parser(
-        "Reproduce the tabular figures and tables of the paper, the published figure beside ours. Training is half of "
+        "Reproduce the tabular figures and tables of the paper, the published figure beside ours (those on pictures: "
+        "`images --help`). Training is half of "
         "the normal rows, a share of them swapped for anomalies; F1 flags as many test rows as there are anomalies. "
         "All targets share one journal, so what one has measured another does not run again.",
         n_seeds=4,
@@ -138,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     cli.add_argument("--steps", type=whole, help="Training steps of GOAD (default: those of the preset).")
     cli.add_argument("--max-rows", type=whole, help="Draw at most so many rows of a set (default: all).")
-    options = cli.parse_args(arguments)
+    options = cli.parse_args(given)
     if options.quick:
         options.sets, options.seeds = options.sets or ["thyroid"], 1
         options.ratios, options.steps = options.ratios or [0.0, 0.015], options.steps or 32

@@ -16,10 +16,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from consumers.images import MAX_PIXELS, ImagePool, from_base64
+from consumers.reasons import REASONS, Bad
 from consumers.records import BadRecord, Batch, Decoded, Field, FieldKind, RawRecord, RecordSchema
 
-REASONS = ("empty", "too_large", "not_json", "not_an_object", "missing_field", "wrong_type", "not_finite")
-"""Why a record is bad: a closed set, fit for a metric label."""
+__all__ = ["DECODERS", "REASONS", "Decoder", "ImageDecoder", "JsonDecoder"]
 
 _MS_FROM = 1e11
 """Numbers from here on are milliseconds since the epoch: in seconds they would lie beyond the year 5000."""
@@ -34,16 +35,8 @@ class Decoder(Protocol):
         """Return the good rows in columns, in their order, and the bad ones with their reasons."""
 
 
-class _Bad(Exception):
-    """A value that its field does not allow."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        self.detail = detail
-
-
 class JsonDecoder:
-    """Read records that are one JSON object each.
+    """Read records that are one JSON object each, a picture in it as base64.
 
     Keys that the schema does not declare are ignored. Nothing is converted by guess: text in a numeric field is bad,
     and so is a boolean.
@@ -52,6 +45,13 @@ class JsonDecoder:
     ----------
     max_record_size
         Bytes; a larger record is bad.
+    max_pixels
+        A picture with more is bad; memory for decoding grows with it, see :func:`consumers.images.decode_image`.
+
+    Raises
+    ------
+    LibraryMissing
+        If a field is a picture and Pillow is not installed.
 
     Examples
     --------
@@ -62,24 +62,28 @@ class JsonDecoder:
     ([1.0], ['not_json'])
     """
 
-    def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20) -> None:
+    def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20, max_pixels: int = MAX_PIXELS) -> None:
         self._schema = schema
         self._max_record_size = max_record_size
+        self._convert = dict(_CONVERT)
+        if schema.image_field is not None and schema.image_field.image is not None:
+            self._pool = ImagePool(schema.image_field.image, max_pixels=max_pixels)
+            self._convert[FieldKind.IMAGE] = self._images
 
     def decode(self, raw: Sequence[RawRecord]) -> Decoded:
         """Return the good rows in columns, in their order, and the bad ones with their reasons."""
         objects: list[dict[str, Any]] = []
         rows: list[int] = []
-        bad: dict[int, _Bad] = {}
+        bad: dict[int, Bad] = {}
         for row, record in enumerate(raw):
             try:
                 objects.append(self._parse(record.value))
                 rows.append(row)
-            except _Bad as why:
-                bad[row] = why
+            except Bad as why:
+                bad[row] = why.bare()
         columns, odd = {}, _Odd()
         for field in self._schema.fields:
-            columns[field.name], odd_here = _CONVERT[field.kind](_pick(objects, field.path), field)
+            columns[field.name], odd_here = self._convert[field.kind](_pick(objects, field.path), field)
             odd = odd_here | odd  # the first field that is wrong names the reason
         bad |= {rows[i]: why for i, why in odd.items()}
         if odd:
@@ -91,21 +95,30 @@ class JsonDecoder:
         return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
 
     def _parse(self, value: bytes | None) -> dict[str, Any]:
-        if not value:
-            raise _Bad("empty", "the record has no value; a JSON object is expected")
-        if len(value) > self._max_record_size:
-            raise _Bad("too_large", f"the record has {len(value)} bytes; allowed: {self._max_record_size}")
+        checked = _checked(value, self._max_record_size, "a JSON object")
         try:
-            parsed = orjson.loads(value)
+            parsed = orjson.loads(checked)
         except orjson.JSONDecodeError as error:
-            raise _why_not_json(value, error) from error
+            raise _why_not_json(checked, error) from error
         if not isinstance(parsed, dict):
-            raise _Bad("not_an_object", f"the record is a JSON {_json_kind(parsed)}; an object is expected")
+            raise Bad("not_an_object", f"the record is a JSON {_json_kind(parsed)}; an object is expected")
         return parsed
+
+    def _images(self, values: list[Any], field: Field) -> tuple[NDArray[np.uint8], _Odd]:
+        sifted, odd = _sift(values, field, {str}, "a JPEG, PNG or WebP as base64 text")
+        files: list[bytes | None] = []
+        for row, text in enumerate(sifted):
+            try:
+                files.append(None if text is None else from_base64(text))
+            except Bad as why:
+                files.append(None)
+                odd[row] = why.bare()
+        images, bad = self._pool.decode(files)
+        return images, odd | {row: Bad(why.reason, f"field {field.name}: {why.detail}") for row, why in bad.items()}
 
     def _times(self, columns: dict[str, NDArray[Any]], raw: Sequence[RawRecord]) -> NDArray[np.int64]:
         """Return the record's own time; the log's where it has none."""
-        times = np.array([record.timestamp for record in raw], dtype=np.int64)
+        times = _log_times(raw)
         if self._schema.time_field is not None:
             own = columns[self._schema.time_field]
             has_own = np.isfinite(own)
@@ -113,8 +126,80 @@ class JsonDecoder:
         return times
 
 
-_Odd = dict[int, _Bad]
+class ImageDecoder:
+    """Read records that are one picture each: the value is the file of a JPEG, PNG or WebP.
+
+    Parameters
+    ----------
+    schema
+        Its only field is the picture.
+    max_record_size
+        Bytes; a larger record is bad.
+    max_pixels
+        A picture with more is bad; memory for decoding grows with it, see :func:`consumers.images.decode_image`.
+
+    Raises
+    ------
+    ValueError
+        If the schema has no picture, or anything beside it.
+    LibraryMissing
+        If Pillow is not installed.
+
+    Examples
+    --------
+    >>> from consumers.records import ImageSpec, StoredRecord
+    >>> decoder = ImageDecoder(RecordSchema((Field("photo", FieldKind.IMAGE, image=ImageSpec(32, 32)),)))
+    >>> decoded = decoder.decode([StoredRecord("t", 0, 0, 0, None, b"<html>")])
+    >>> decoded.batch.columns["photo"].shape, decoded.bad[0].reason
+    ((0, 32, 32, 3), 'not_an_image')
+    """
+
+    def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20, max_pixels: int = MAX_PIXELS) -> None:
+        field = schema.image_field
+        if field is None or field.image is None or len(schema.fields) > 1:
+            names = ", ".join(f.name for f in schema.fields)
+            raise ValueError(
+                f"schema: records that are pictures have one field, of kind image; these are there: {names}"
+            )
+        self._schema = schema
+        self._name = field.name
+        self._max_record_size = max_record_size
+        self._pool = ImagePool(field.image, max_pixels=max_pixels)
+
+    def decode(self, raw: Sequence[RawRecord]) -> Decoded:
+        """Return the good pictures, in their order, and the bad records with their reasons."""
+        files: list[bytes | None] = []
+        bad: dict[int, Bad] = {}
+        for row, record in enumerate(raw):
+            try:
+                files.append(_checked(record.value, self._max_record_size, "a JPEG, PNG or WebP"))
+            except Bad as why:
+                files.append(None)
+                bad[row] = why.bare()
+        images, undecodable = self._pool.decode(files)
+        bad |= undecodable
+        kept: Sequence[RawRecord] = raw
+        if bad:
+            rows = [row for row in range(len(raw)) if row not in bad]
+            images, kept = images[rows], [raw[row] for row in rows]
+        batch = Batch(self._schema, {self._name: images}, kept, _log_times(kept))
+        return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
+
+
+_Odd = dict[int, Bad]
 _MISSING = object()
+
+
+def _checked(value: bytes | None, max_size: int, expected: str) -> bytes:
+    if not value:
+        raise Bad("empty", f"the record has no value; {expected} is expected")
+    if len(value) > max_size:
+        raise Bad("too_large", f"the record has {len(value)} bytes; allowed: {max_size}")
+    return value
+
+
+def _log_times(raw: Sequence[RawRecord]) -> NDArray[np.int64]:
+    return np.array([record.timestamp for record in raw], dtype=np.int64)
 
 
 def _pick(objects: Sequence[dict[str, Any]], path: tuple[str, ...]) -> list[Any]:
@@ -135,14 +220,14 @@ def _sift(values: list[Any], field: Field, allowed: set[type], expected: str) ->
     for row, value in enumerate(values):
         if value is None and field.is_required:
             where = f"field {field.name} (path {'.'.join(field.path)})"
-            odd[row] = _Bad("missing_field", f"{where} is missing; it is required")
+            odd[row] = Bad("missing_field", f"{where} is missing; it is required")
         elif value is not None and type(value) not in allowed:
             odd[row] = _wrong(field, value, expected)
     return [None if row in odd else value for row, value in enumerate(values)], odd
 
 
-def _wrong(field: Field, value: Any, expected: str) -> _Bad:
-    return _Bad("wrong_type", f"field {field.name} is {_shown(value)}; expected: {expected}")
+def _wrong(field: Field, value: Any, expected: str) -> Bad:
+    return Bad("wrong_type", f"field {field.name} is {_shown(value)}; expected: {expected}")
 
 
 def _numeric(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
@@ -193,7 +278,7 @@ def _categorical(values: list[Any], field: Field) -> tuple[NDArray[np.object_], 
     return column, odd
 
 
-def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> _Bad:
+def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> Bad:
     """Tell numbers that JSON does not have, but Python's json and others write, from what is no JSON at all."""
     found: list[str] = []
 
@@ -206,10 +291,10 @@ def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> _Bad:
     except (ValueError, RecursionError):
         found.clear()
     if found:
-        return _Bad(
+        return Bad(
             "not_finite", f"the record holds {found[0]}, which is no JSON; write null for a value that is missing"
         )
-    return _Bad("not_json", f"the record is no JSON: {error}")
+    return Bad("not_json", f"the record is no JSON: {error}")
 
 
 def _shown(value: Any) -> str:
@@ -232,5 +317,5 @@ _CONVERT: dict[FieldKind, Callable[[list[Any], Field], tuple[NDArray[Any], _Odd]
     FieldKind.TIMESTAMP: _timestamp,
 }
 
-DECODERS = {"json": JsonDecoder}
+DECODERS: dict[str, type[JsonDecoder | ImageDecoder]] = {"json": JsonDecoder, "image": ImageDecoder}
 """How records may be written, by the name that the settings use."""

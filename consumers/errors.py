@@ -5,7 +5,8 @@
     ├── TopicMissing        operator: a topic does not exist, or is hidden; it is never created by a reader
     ├── NotAuthorized       operator: wrong credentials, or rights that are missing
     ├── SinkError           operator: verdicts could not be made durable; nothing behind them may be committed
-    └── SourceError         operator: a file cannot be read
+    ├── SourceError         operator: a file cannot be read
+    └── LibraryMissing      operator: a library that these records need is not installed; the message names the extra
 
 A bad record is no exception: see :class:`consumers.records.BadRecord`.
 """
@@ -44,3 +45,7 @@ class SinkError(ConsumersError):
 
 class SourceError(ConsumersError):
     """A file cannot be read."""
+
+
+class LibraryMissing(ConsumersError):
+    """A library that these records need is not installed."""

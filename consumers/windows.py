@@ -9,20 +9,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
 from consumers.logs import Log, OffsetRange
-from consumers.records import Batch, Position, RawRecord
+from consumers.records import Batch, Position, RawRecord, StoredRecord
 
 Mode = Literal["latest", "span", "sample"]
 
 _CHUNK = 2000
-"""Records decoded together."""
+"""Records decoded together, at most."""
+_CHUNK_BYTES = 32 << 20
+"""Bytes of records decoded together, about."""
 _BLOCK = 100
 """Records in a row of a sample: single records would cost a seek each, long runs would not spread."""
 
@@ -32,6 +35,7 @@ class Window:
     """The records of a training, rows in the order of their time."""
 
     batch: Batch
+    """Of pictures without the files: ``batch.raw`` has their places, and None for their bytes."""
     n_bad: int
     bad_reasons: Mapping[str, int]
     """Reason → how many."""
@@ -154,7 +158,7 @@ class WindowReader:
         bad_reasons: Counter[str] = Counter()
         for chunk in _chunks(record for offsets in ranges for record in self._log.read(offsets)):
             decoded = self._decoder.decode(chunk)
-            batches.append(decoded.batch)
+            batches.append(_without_files(decoded.batch))
             bad_reasons.update(bad.reason for bad in decoded.bad)
         if not batches:
             batches = [self._decoder.decode([]).batch]
@@ -174,13 +178,24 @@ class WindowReader:
 
 def _chunks(records: Iterator[RawRecord]) -> Iterator[list[RawRecord]]:
     chunk: list[RawRecord] = []
+    n_bytes = 0
     for record in records:
         chunk.append(record)
-        if len(chunk) == _CHUNK:
+        n_bytes += len(record.value or b"")
+        if len(chunk) == _CHUNK or n_bytes >= _CHUNK_BYTES:
             yield chunk
-            chunk = []
+            chunk, n_bytes = [], 0
     if chunk:
         yield chunk
+
+
+def _without_files(batch: Batch) -> Batch:
+    """Return the batch; of pictures without the files, which would be in memory beside the pixels for nothing."""
+    if batch.schema.image_field is None:
+        return batch
+    return replace(
+        batch, raw=[StoredRecord(r.topic, r.partition, r.offset, r.timestamp, r.key, None) for r in batch.raw]
+    )
 
 
 def _in_order(batches: Sequence[Batch]) -> Batch:
@@ -189,6 +204,17 @@ def _in_order(batches: Sequence[Batch]) -> Batch:
     times = np.concatenate([batch.time_ms for batch in batches])
     keys = [(int(t), r.topic, r.partition, r.offset) for t, r in zip(times, raw, strict=True)]
     order = sorted(range(len(raw)), key=keys.__getitem__)
-    schema = batches[0].schema
-    columns = {name: np.concatenate([batch.columns[name] for batch in batches])[order] for name in batches[0].columns}
-    return Batch(schema, columns, [raw[i] for i in order], times[order])
+    columns = {name: _joined([batch.columns[name] for batch in batches], order) for name in batches[0].columns}
+    return Batch(batches[0].schema, columns, [raw[i] for i in order], times[order])
+
+
+def _joined(parts: Sequence[NDArray[Any]], order: Sequence[int]) -> NDArray[Any]:
+    """Return the rows of all parts in an order, written once: a column of pictures can be gigabytes."""
+    places = np.empty(len(order), dtype=np.intp)
+    places[order] = np.arange(len(order))
+    joined = np.empty((len(order), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    start = 0
+    for part in parts:
+        joined[places[start : start + len(part)]] = part
+        start += len(part)
+    return joined

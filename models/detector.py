@@ -6,20 +6,19 @@ How it came to be is :mod:`models.training`'s; files are :mod:`models.persistenc
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.calibration import Calibration
 from models.explanation import Contributions, Explainer, FieldContribution
+from models.heat_maps import PictureExplainer
 from models.occ import OneClassClassifier
-from models.preprocessing import NumericField, Preprocessor
-from models.representations import Representation
+from models.pictures import PicturePreprocessor
+from models.preprocessing import Preprocessor
+from models.representations import FieldRepresentation, PictureRepresentation
 from models.state import Columns
-
-NEVER_SEEN = "never seen before"
-N_CANARY_ROWS = 16
 
 
 class Scores(NamedTuple):
@@ -39,11 +38,11 @@ class Scores(NamedTuple):
 class Model:
     """A trained detector. Rows are scored each on its own: the same row gets the same bits in every batch."""
 
-    preprocessor: Preprocessor
-    representation: Representation
+    preprocessor: Preprocessor | PicturePreprocessor
+    representation: FieldRepresentation | PictureRepresentation
     classifier: OneClassClassifier
     calibration: Calibration
-    explainer: Explainer
+    explainer: Explainer | PictureExplainer
     false_alarm_rate: float = 0.005
     """α: the share of normal records that may be flagged."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +51,8 @@ class Model:
     def __post_init__(self) -> None:
         if not 0.0 < self.false_alarm_rate < 1.0:
             raise ValueError(f"false_alarm_rate is {self.false_alarm_rate!r}; allowed: above 0 and below 1")
+        if (self.representation.takes == "picture") != isinstance(self.preprocessor, PicturePreprocessor):
+            raise ValueError(f"representation {self.representation.name!r} takes {self.representation.takes}")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -69,7 +70,8 @@ class Model:
         Parameters
         ----------
         columns
-            Field → ``(n,)``, n ≥ 0; object dtype (str or None) for categories, numeric (NaN: missing) for the others.
+            Field → ``(n,)``, n ≥ 0; object dtype (str or None) for categories, numeric (NaN: missing) for the others;
+            or one column of pictures, ``(n, h, w, channels)`` uint8.
 
         Raises
         ------
@@ -77,56 +79,89 @@ class Model:
             If a field is missing, of the wrong dtype or length, or infinite; names it.
         """
         X = self.preprocessor.transform(columns)
-        score = self.classifier.score(self.representation.embed(X))
+        score = self._scores(X)
         log_p, log_rate = self.calibration.log_p(score), np.log(self.false_alarm_rate)
         p_value = np.exp(np.maximum(log_p, np.log(np.finfo(np.float64).tiny)))
         return Scores(score, p_value, log_p / log_rate + 0.0, log_p <= log_rate)
 
     def explain(self, columns: Columns, n_top: int = 5) -> list[tuple[FieldContribution, ...]]:
-        """Return for each row the `n_top` fields that add most to its score, greatest first."""
+        """Return for each row the `n_top` fields that add most to its score, greatest first; of pictures the one."""
         X = self.preprocessor.transform(columns)
-        return self.explainer.explain(X, columns, self.preprocessor, self.representation, self.classifier, n_top)
+        if isinstance(self.explainer, PictureExplainer):
+            return self.explainer.explain(self.fields[0], self._scores(X))
+        assert isinstance(self.preprocessor, Preprocessor)
+        return self.explainer.explain(
+            X, columns, self.preprocessor, cast(FieldRepresentation, self.representation), self.classifier, n_top
+        )
 
     def contributions(self, columns: Columns) -> Contributions:
         """Return what every field adds to the score of every row; with the base score it sums to the score."""
         X = self.preprocessor.transform(columns)
-        return self.explainer.contributions(X, self.preprocessor, self.representation, self.classifier)
+        if isinstance(self.explainer, PictureExplainer):
+            name, values = self.fields[0], self._scores(X) - self.explainer.usual_score
+            return Contributions(values[:, None], self.explainer.usual_score, {name: [None] * len(X)})
+        assert isinstance(self.preprocessor, Preprocessor)
+        return self.explainer.contributions(
+            X, self.preprocessor, cast(FieldRepresentation, self.representation), self.classifier
+        )
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether its rows are pictures, of which it knows :meth:`heat_maps`."""
+        return isinstance(self.explainer, PictureExplainer)
+
+    def heat_maps(self, columns: Columns) -> NDArray[np.float32]:
+        """Return how unusual each place of its pictures is, ``(n, h, w)``: 0 is the median place, higher is less usual.
+
+        Raises
+        ------
+        ValueError
+            If its rows are no pictures.
+        """
+        if not isinstance(self.explainer, PictureExplainer):
+            raise ValueError(f"the model has no heat maps: it scores the fields {', '.join(self.fields)}; use explain")
+        X = self.preprocessor.transform(columns)
+        return self.explainer.heat_maps(X, cast(PictureRepresentation, self.representation))
+
+    def _scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        return self.classifier.score(self.representation.embed(X))
 
     def with_false_alarm_rate(self, rate: float) -> Model:
         """Return the same model with another α."""
         return replace(self, false_alarm_rate=rate)
 
-    def canary(self) -> dict[str, NDArray[Any]]:
-        """Return made-up rows to check a loaded copy with: from the marginals, missing values, values never seen.
+    def on(self, device: str = "auto", n_threads: int | None = None) -> Model:
+        """Return the same model, which scores on a device; fields are scored on the processor wherever that is.
 
-        No row of the training data is in it: fields are drawn independently of each other.
+        Parameters
+        ----------
+        device
+            ``auto``: CUDA if there is one, else the processor; ``cpu``, ``cuda``, ``cuda:1``, …
+        n_threads
+            Of the processor, for pictures; None: as many as PyTorch has.
+
+        Raises
+        ------
+        ValueError
+            If there is no such device.
         """
-        rng = np.random.default_rng(0)
-        rows: dict[str, NDArray[Any]] = {}
-        for part in self.preprocessor.fields:
-            if isinstance(part, NumericField):
-                numbers = part.center + part.scale * rng.normal(size=N_CANARY_ROWS)
-                numbers[-3:] = part.high + 100.0 * part.scale, part.low - 1.0, np.nan
-                rows[part.name] = numbers
-            else:
-                values: list[str | None] = [NEVER_SEEN] * N_CANARY_ROWS
-                if part.categories:
-                    values[:-3] = [
-                        part.categories[i] for i in rng.integers(len(part.categories), size=N_CANARY_ROWS - 3)
-                    ]
-                values[-1] = None
-                column = np.empty(N_CANARY_ROWS, dtype=object)
-                column[:] = values
-                rows[part.name] = column
-        return rows
+        if not self.takes_pictures:
+            return self
+        from models.devices import resolve
+
+        representation = cast(PictureRepresentation, self.representation)
+        return replace(self, representation=representation.on(resolve(device), n_threads))
+
+    def canary(self) -> dict[str, NDArray[Any]]:
+        """Return made-up rows to check a loaded copy with; no row of the training data is in it."""
+        return self.preprocessor.canary()
 
     def describe(self) -> dict[str, Any]:
         """Return what people want to know of it, as JSON."""
         return {
             "representation": self.representation_name,
             "classifier": self.classifier.name,
-            "fields": list(self.fields),
-            "n_columns": self.preprocessor.n_columns,
+            **self.preprocessor.describe(),
             "false_alarm_rate": self.false_alarm_rate,
             **self.facts,
         }

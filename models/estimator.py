@@ -1,7 +1,8 @@
-"""SRRDetector, the public estimator: scikit-learn's and PyOD's words for training and scoring a model on arrays."""
+"""SRRDetector, the public estimator: scikit-learn's and PyOD's words for models of arrays, frames or pictures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,9 @@ from models.training import TrainingConfig, train
 if TYPE_CHECKING:
     from models.explanation import Contributions
 
+PICTURE = "image"
+"""The one column's name where rows are pictures."""
+
 
 class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Find anomalies in rows of which some, unlabelled, are anomalies, by self-supervise, refine, repeat.
@@ -30,7 +34,8 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     ----------
     preset
         A key of :data:`models.presets.PRESETS`: ``default``, closed form and quick; ``goad``, self-supervised;
-        ``paper`` and ``paper_kdd``, as published. Every parameter below is the preset's where it is None.
+        ``paper`` and ``paper_kdd``, as published; ``pixels``, ``cutpaste``, ``contrastive`` and others for pictures.
+        Every parameter below is the preset's where it is None.
     contamination
         Share of anomalies among the training rows, 0 < share < 0.5, or ``auto`` to estimate it.
     representation, representation_options, classifier, classifier_options, ensemble_classifier, ensemble_options
@@ -59,6 +64,7 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     report_ : models.training.TrainingReport
         What the training did.
     contamination_estimate_ : estimated share of anomalies among the training rows.
+    n_features_in_ : columns of a matrix or frame; of pictures, the values that one has.
 
     Examples
     --------
@@ -70,6 +76,17 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     [0, 1]
     >>> bool(detector.refined_mask_[:12].any())
     False
+
+    Pictures, ``(n, h, w)`` grey or ``(n, h, w, 3)`` colour:
+
+    >>> pictures = rng.integers(100, 120, size=(200, 16, 16), dtype=np.uint8)
+    >>> detector = SRRDetector("pixels", random_state=0).fit(pictures)
+    >>> pictures[0, :4, 8:] = 255
+    >>> detector.predict(pictures[:2]).tolist()
+    [1, 0]
+    >>> row, column = divmod(int(detector.heat_maps(pictures[:1]).argmax()), 16)
+    >>> row < 4 and column >= 8
+    True
     """
 
     def __init__(
@@ -124,7 +141,7 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         ----------
         X
             ``(n, d)`` array, or a pandas or polars frame, whose columns of text and categories are categories. NaN,
-            None and null: missing.
+            None and null: missing. With a preset of pictures: ``(n, h, w)`` or ``(n, h, w, channels)`` uint8.
         y
             Not used.
         """
@@ -193,6 +210,16 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """
         return self._fitted().contributions(self._columns(X, is_fit=False))
 
+    def heat_maps(self, X: Any) -> NDArray[np.float32]:
+        """Return where in pictures their scores come from, ``(n, h, w)``, higher = more anomalous.
+
+        Raises
+        ------
+        ValueError
+            If it was fitted to fields.
+        """
+        return self._fitted().heat_maps(self._columns(X, is_fit=False))
+
     def _score(self, X: Any) -> Scores:
         return self._fitted().score(self._columns(X, is_fit=False))
 
@@ -202,7 +229,15 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return model
 
     def _columns(self, X: Any, *, is_fit: bool) -> Columns:
-        """Return columns by name; a frame's are its own, an array's are x0, x1, …"""
+        """Return columns by name; a frame's are its own, an array's are x0, x1, …, pictures are one."""
+        if self.config().takes_pictures if is_fit else self._fitted().takes_pictures:
+            return {PICTURE: self._pictures(X, is_fit=is_fit)}
+        if getattr(X, "ndim", 2) in (3, 4) and X.dtype == np.uint8:
+            suiting = ", ".join(name for name, config in PRESETS.items() if config.takes_pictures)
+            raise ValueError(
+                f"X is {X.dtype} of shape {X.shape}: pictures, where fields (n, d) are needed; presets for pictures: "
+                f"{suiting}"
+            )
         if hasattr(X, "columns") and hasattr(X, "dtypes"):
             validate_data(self, X, reset=is_fit, skip_check_array=True)
             take = _polars_column if hasattr(X, "get_column") else _column
@@ -211,6 +246,18 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             self, X, reset=is_fit, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=1
         )
         return {f"x{index}": np.ascontiguousarray(array[:, index]) for index in range(array.shape[1])}
+
+    def _pictures(self, X: Any, *, is_fit: bool) -> NDArray[np.uint8]:
+        """Return pictures as ``(n, h, w, channels)``; ValueError if they are none."""
+        pictures = np.asarray(X)
+        if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4):
+            raise ValueError(
+                f"X is {pictures.dtype} of shape {pictures.shape}; needed for pictures: uint8 (0 to 255) of shape "
+                "(n, h, w) or (n, h, w, channels)"
+            )
+        flat = pictures.reshape(len(pictures), math.prod(pictures.shape[1:]))
+        validate_data(self, flat, reset=is_fit, skip_check_array=True)
+        return pictures if pictures.ndim == 4 else pictures[..., None]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -19,7 +19,7 @@ from models.occ.flattening import whole_tiles
 from models.occ.gde import GDE
 from models.occ.histogram import Histogram
 from models.preprocessing import CategoricalField, NumericField, Preprocessor
-from models.representations import Representation
+from models.representations import FieldRepresentation
 from models.representations.identity import Identity
 from models.state import Columns, State
 
@@ -78,7 +78,7 @@ class Explainer:
         X: NDArray[np.float32],
         columns: Columns,
         preprocessor: Preprocessor,
-        representation: Representation,
+        representation: FieldRepresentation,
         classifier: OneClassClassifier,
         n_top: int,
     ) -> list[tuple[FieldContribution, ...]]:
@@ -103,7 +103,7 @@ class Explainer:
         self,
         X: NDArray[np.float32],
         preprocessor: Preprocessor,
-        representation: Representation,
+        representation: FieldRepresentation,
         classifier: OneClassClassifier,
         *,
         n_steps: int = N_STEPS,
@@ -170,7 +170,7 @@ class Explainer:
 def attribute(
     X: NDArray[np.float32],
     base: NDArray[np.float32],
-    representation: Representation,
+    representation: FieldRepresentation,
     classifier: OneClassClassifier,
     *,
     slots: tuple[slice, ...],
@@ -219,7 +219,7 @@ def attribute(
 def _integrate(
     X: NDArray[np.float32],
     base: NDArray[np.float32],
-    representation: Representation,
+    representation: FieldRepresentation,
     classifier: OneClassClassifier,
     slots: tuple[slice, ...],
     order: NDArray[np.intp],
@@ -252,7 +252,7 @@ def _integrate(
 def _replace_in_turn(
     X: NDArray[np.float32],
     base: NDArray[np.float32],
-    representation: Representation,
+    representation: FieldRepresentation,
     classifier: OneClassClassifier,
     slots: tuple[slice, ...],
     order: NDArray[np.intp],
@@ -276,7 +276,7 @@ def _by_field(values: NDArray[np.float64], slots: tuple[slice, ...]) -> NDArray[
     return added
 
 
-def _score_of(base: NDArray[np.float32], representation: Representation, classifier: OneClassClassifier) -> float:
+def _score_of(base: NDArray[np.float32], representation: FieldRepresentation, classifier: OneClassClassifier) -> float:
     return float(classifier.score(representation.embed(base[None]))[0])
 
 

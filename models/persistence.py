@@ -13,7 +13,9 @@ import safetensors.numpy
 from models.calibration import Calibration
 from models.detector import Model
 from models.explanation import Explainer
+from models.heat_maps import PictureExplainer
 from models.occ import CLASSIFIERS
+from models.pictures import PicturePreprocessor
 from models.preprocessing import Preprocessor
 from models.representations import REPRESENTATIONS
 from models.state import State, join, part
@@ -52,17 +54,18 @@ def model_from_parts(description: Mapping[str, Any], weights: bytes) -> Model:
         state = State(dict(description["parts"]), safetensors.numpy.load(weights))
         representation = REPRESENTATIONS[description["representation"]]
         classifier = CLASSIFIERS[description["classifier"]]
+        takes_pictures = representation.takes == "picture"
         model = Model(
-            Preprocessor.from_state(part(state, "preprocessor")),
+            (PicturePreprocessor if takes_pictures else Preprocessor).from_state(part(state, "preprocessor")),
             representation.from_state(part(state, "representation")),
             classifier.from_state(part(state, "classifier")),
             Calibration.from_state(part(state, "calibration")),
-            Explainer.from_state(part(state, "explainer")),
+            (PictureExplainer if takes_pictures else Explainer).from_state(part(state, "explainer")),
             float(description["false_alarm_rate"]),
             dict(description["facts"]),
         )
         model.score(model.canary())
-    except (KeyError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"model cannot be read: {error!r}") from error
     return model
 

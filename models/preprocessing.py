@@ -17,6 +17,8 @@ SURPRISE = 5.0
 SOFT_LIMIT = 20.0
 """Deviations beyond which a value grows only logarithmically: no absurd value overflows, and more stays more."""
 _HARD_LIMIT = 1e12
+NEVER_SEEN = "never seen before"
+N_CANARY_ROWS = 16
 ASINH_UNIT = 1.5
 """Deviations up to which ``asinh`` scaling is about linear; beyond, a value grows as its logarithm."""
 
@@ -160,7 +162,7 @@ class Preprocessor:
         """The fields' names, in order."""
         return tuple(field.name for field in self.fields)
 
-    def transform(self, columns: Columns) -> NDArray[np.float32]:
+    def transform(self, columns: Columns) -> NDArray[Any]:
         """Return the matrix of the columns, ``(n, n_columns)``, finite for every finite or missing input.
 
         Raises
@@ -183,9 +185,37 @@ class Preprocessor:
                 field.encode(column, X[:, slot])
         return X
 
-    def has_layout_of(self, other: Preprocessor) -> bool:
+    def has_layout_of(self, other: object) -> bool:
         """Return whether column j of the matrix means the same thing in both."""
-        return _layout(self) == _layout(other)
+        return isinstance(other, Preprocessor) and _layout(self) == _layout(other)
+
+    def canary(self) -> dict[str, NDArray[Any]]:
+        """Return made-up rows: from the marginals, missing values, values never seen.
+
+        Fields are drawn independently of each other, so that no row of the training data is in it.
+        """
+        rng = np.random.default_rng(0)
+        rows: dict[str, NDArray[Any]] = {}
+        for part in self.fields:
+            if isinstance(part, NumericField):
+                numbers = part.center + part.scale * rng.normal(size=N_CANARY_ROWS)
+                numbers[-3:] = part.high + 100.0 * part.scale, part.low - 1.0, np.nan
+                rows[part.name] = numbers
+            else:
+                values: list[str | None] = [NEVER_SEEN] * N_CANARY_ROWS
+                if part.categories:
+                    values[:-3] = [
+                        part.categories[i] for i in rng.integers(len(part.categories), size=N_CANARY_ROWS - 3)
+                    ]
+                values[-1] = None
+                column = np.empty(N_CANARY_ROWS, dtype=object)
+                column[:] = values
+                rows[part.name] = column
+        return rows
+
+    def describe(self) -> dict[str, Any]:
+        """Return what people want to know of it, as JSON."""
+        return {"fields": list(self.names), "n_columns": self.n_columns}
 
     def state(self) -> State:
         """Return all that was learned; :meth:`from_state` reads it."""
@@ -218,10 +248,10 @@ class Preprocessor:
 
 def row_count(columns: Columns) -> int:
     """Return how many rows the columns have; ValueError naming the fields if they do not agree."""
-    lengths = {name: column.shape for name, column in columns.items()}
-    if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
-        raise ValueError(f"columns: fields must be (n,) with one n, got {lengths}")
-    return next(iter(lengths.values()))[0] if lengths else 0
+    shapes = {name: column.shape for name, column in columns.items()}
+    if len({shape[:1] for shape in shapes.values()}) > 1 or any(len(shape) not in (1, 4) for shape in shapes.values()):
+        raise ValueError(f"columns: fields must be (n,) with one n, or pictures (n, h, w, channels), got {shapes}")
+    return int(next(iter(shapes.values()))[0]) if shapes else 0
 
 
 def as_numbers(name: str, column: NDArray[Any]) -> NDArray[np.float64]:

@@ -92,7 +92,8 @@ class RiverSRR(AnomalyDetector):
 
     @staticmethod
     def _categorical(model: Model) -> set[str]:
-        return {part.name for part in model.preprocessor.fields if hasattr(part, "categories")}
+        fields = getattr(model.preprocessor, "fields", ())  # rows here are never pictures
+        return {part.name for part in fields if hasattr(part, "categories")}
 
 
 def _columns(records: list[dict[Hashable, Any]]) -> Columns:

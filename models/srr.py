@@ -1,4 +1,4 @@
-"""Self-supervise, refine, repeat: Algorithm 1 of the paper on a matrix of scaled fields. Read this first.
+"""Self-supervise, refine, repeat: Algorithm 1 of the paper on scaled fields or pictures. Read this first.
 
 Yoon, Sohn, Li, Arik, Lee, Pfister, "Self-supervise, Refine, Repeat: Improving Unsupervised Anomaly Detection" (2022).
 Symbols: D the rows `X`, g the representation, f the final one-class classifier; RefineData is `refine_data`.
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from models.refinement import Refinement, keep_all
 from models.representations import Representation
 
-ROWS_PER_STEP = 64
-"""The paper's minibatch: an epoch is N / 64 steps, whatever the representation's own minibatch is."""
 REFINES = ("both", "final", "none")
 SCORERS = ("final", "ensemble")
 MIN_LOSS_FALL = 0.01
@@ -60,7 +58,7 @@ class Refined:
 
 
 def self_supervise_refine_repeat(
-    X: NDArray[np.float32],
+    X: NDArray[Any],
     representation: Representation,
     refine_data: RefineData,
     *,
@@ -73,13 +71,13 @@ def self_supervise_refine_repeat(
 ) -> Refined:
     """Train a representation on ever better refined rows, and refine once more for the one-class classifier.
 
-    Differs from the paper: the first epoch trains on all rows (refining with an untrained network locks the anomalies
-    in), unless the representation is warm, that is, was trained before.
+    Differs from the paper: the first epoch, or as many as the representation asks for, train on all rows (refining with
+    an untrained network locks the anomalies in), unless it is warm, that is, was trained before.
 
     Parameters
     ----------
     X
-        ``(n, d)``, contaminated.
+        Rows of the representation's kind, ``(n, ...)``, contaminated.
     n_steps
         Training steps in all; 0 refines only.
     refine
@@ -107,7 +105,8 @@ def self_supervise_refine_repeat(
     kept = refresh(0)[1].kept if is_warm and n_steps and is_refined else np.ones(len(X), dtype=bool)
     losses: list[float] = []
     done = 0
-    for stop in [*(refresh_steps(len(X), n_steps) if is_refined else []), n_steps]:
+    epoch, warm_up = representation.steps_per_epoch(len(X)), 0 if is_warm else representation.warm_up_steps(len(X))
+    for stop in [*(refresh_steps(epoch, n_steps, warm_up) if is_refined else []), n_steps]:
         if done:
             before, kept = kept, refresh(done)[1].kept
             if tolerance is not None and _is_settled(before, kept, losses, tolerance):
@@ -142,20 +141,29 @@ class _Loss:
         self._report(Progress("train", self._n_before + step, self._n_steps, loss))
 
 
-def refresh_steps(n_rows: int, n_steps: int) -> list[int]:
+def refresh_steps(epoch: int, n_steps: int, warm_up: int = 0) -> list[int]:
     """Return the steps below `n_steps` at which the data are refined: the ends of epochs 1, 2, 5, …, 500, each 500th.
+
+    Of those before `warm_up` none, but there itself.
+
+    Parameters
+    ----------
+    epoch
+        Steps of an epoch, at least 1.
 
     Examples
     --------
-    >>> refresh_steps(6400, 1024)
+    >>> refresh_steps(100, 1024)
     [100, 200, 500, 1000]
+    >>> refresh_steps(100, 1024, 300)
+    [300, 500, 1000]
     """
-    epoch = max(1, round(n_rows / ROWS_PER_STEP))
-    steps: list[int] = []
+    steps = [warm_up] if 0 < warm_up < n_steps else []
     for n_epochs in _epochs():
         if n_epochs * epoch >= n_steps:
             return steps
-        steps.append(n_epochs * epoch)
+        if n_epochs * epoch > warm_up:
+            steps.append(n_epochs * epoch)
     raise AssertionError("the schedule has no end")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from models.calibration import calibrate
 from models.contamination import GAMMAS, estimate_gamma
 from models.detector import Model
+from models.devices import resolve
 from models.explanation import Explainer
+from models.heat_maps import PictureExplainer
 from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.blend import Blend
+from models.pictures import PicturePreprocessor, is_picture
 from models.preprocessing import SCALINGS, Preprocessor, row_count
 from models.refinement import REMOVALS, VOTES, Refinement, fit_weighted, refine
-from models.representations import REPRESENTATIONS, Representation
+from models.representations import REPRESENTATIONS, FieldRepresentation, PictureRepresentation, Representation
 from models.srr import REFINES, SCORERS, Progress, Refined, self_supervise_refine_repeat
 from models.state import Columns
 
@@ -132,18 +136,24 @@ class TrainingConfig:
         except TypeError as error:
             raise ValueError(f"{setting} do not fit {name!r}: {error}") from error
 
-    def make_representation(self) -> Representation:
+    def make_representation(self) -> FieldRepresentation | PictureRepresentation:
         """Return a new representation, not fitted."""
         try:
             return REPRESENTATIONS[self.representation](**self.representation_options)
         except TypeError as error:
             raise ValueError(f"representation_options do not fit {self.representation!r}: {error}") from error
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the representation takes pictures, not fields."""
+        return REPRESENTATIONS[self.representation].takes == "picture"
+
     def closed_form(self) -> TrainingConfig:
-        """Return the config of a first model, ready in a second: a Gaussian on z-scores if this has steps to train."""
-        if not self.make_representation().n_steps:
+        """Return the config of a first model, ready in a second: a Gaussian, if this has steps to train."""
+        if not self.make_representation().steps_for(1):
             return self
         return TrainingConfig(
+            representation="pixels" if self.takes_pictures else "identity",
             classifier="gde",
             scaling="standard",
             removal="soft",
@@ -265,18 +275,19 @@ def train(
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     is_held_out = _held_out(n_rows, config.calibration_ratio, rng)
-    preprocessor = Preprocessor.fit(columns, scaling=config.scaling)
+    preprocessor = _preprocessor(columns, config)
     everything = preprocessor.transform(columns)
     prepared = time.perf_counter()
 
     representation = _warm(warm_start, config, preprocessor)
     is_warm = representation is not None
     representation = representation or config.make_representation()
-    n_steps = round(representation.n_steps * WARM_STEPS_SHARE) if is_warm else representation.n_steps
+    n_rows_learned = n_rows - int(is_held_out.sum())
+    n_steps = round(representation.steps_for(n_rows_learned) * (WARM_STEPS_SHARE if is_warm else 1.0))
     # Where nothing is trained, held-out rows can be judged with the others: only f must not have seen them.
     is_learned_from = ~is_held_out if n_steps else np.ones(n_rows, dtype=bool)
     X, rows = everything[is_learned_from], np.flatnonzero(is_learned_from)
-    representation.fit(X, rng, device=_device(device) if n_steps else "cpu")
+    representation.fit(X, rng, device=resolve(device) if n_steps else "cpu", n_steps=n_steps)
     refined = self_supervise_refine_repeat(
         X,
         representation,
@@ -297,7 +308,14 @@ def train(
     classifier, scores = _classifier(config, refinement, Z, weights, is_held_out)
     # γ is meant to be twice the share of anomalies; where it is estimated, that may be half as many again.
     calibration = calibrate(scores, kept[is_held_out], max_anomalous_ratio=0.75 * refined.gamma)
-    explainer = Explainer.fit(everything[kept] if kept.any() else everything)
+    refined_rows = everything[kept] if kept.any() else everything
+    explainer: Explainer | PictureExplainer
+    if config.takes_pictures:
+        usual = scores[kept[is_held_out]] if kept[is_held_out].any() else scores
+        seeing = cast(PictureRepresentation, representation)
+        explainer = PictureExplainer.fit(refined_rows, float(np.median(usual)), seeing, rng)
+    else:
+        explainer = Explainer.fit(refined_rows)
     model = Model(
         preprocessor,
         # As loaded from a file: without optimiser and network, and not to be trained on by anybody.
@@ -318,7 +336,7 @@ def train(
 
 
 def _judge_all(
-    refined: Refined, representation: Representation, everything: NDArray[np.float32], is_known: NDArray[np.bool_]
+    refined: Refined, representation: Representation, everything: NDArray[Any], is_known: NDArray[np.bool_]
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
     """Return embeddings, votes and weights of all rows, of which refinement knows some."""
     refinement = refined.refinement
@@ -354,7 +372,7 @@ def _classifier(
 
 def _report(
     refined: Refined,
-    X: NDArray[np.float32],
+    X: NDArray[Any],
     contamination: float,
     n_rows: int,
     seconds: dict[str, float],
@@ -366,7 +384,7 @@ def _report(
         excluded_ratio=refined.refinement.excluded_ratio,
         contamination_ratio=contamination,
         agreement=refined.refinement.agreement,
-        duplicate_ratio=1.0 - len({row.tobytes() for row in X}) / len(X),
+        duplicate_ratio=1.0 - len({hashlib.blake2b(row, digest_size=16).digest() for row in X}) / len(X),
         rows_by_votes=np.bincount(refined.refinement.votes, minlength=len(refined.refinement.members) + 1).tolist(),
         n_rows=n_rows,
         n_steps=refined.n_steps,
@@ -390,31 +408,34 @@ def _contamination(model: Model, columns: Columns, rng: np.random.Generator) -> 
     return max(0.0, (flagged - rate) / (1.0 - rate))
 
 
-def _warm(champion: Model | None, config: TrainingConfig, preprocessor: Preprocessor) -> Representation | None:
+def _preprocessor(columns: Columns, config: TrainingConfig) -> Preprocessor | PicturePreprocessor:
+    if any(is_picture(column) for column in columns.values()) != config.takes_pictures:
+        kind = REPRESENTATIONS[config.representation].takes
+        suiting = [name for name, each in REPRESENTATIONS.items() if each.takes != kind]
+        raise ValueError(
+            f"representation {config.representation!r} takes {'pictures' if config.takes_pictures else 'fields'}, the "
+            f"columns are {'fields' if config.takes_pictures else 'pictures'}; allowed with them: {', '.join(suiting)}"
+        )
+    if config.takes_pictures:
+        return PicturePreprocessor.fit(columns)
+    return Preprocessor.fit(columns, scaling=config.scaling)
+
+
+def _warm(
+    champion: Model | None, config: TrainingConfig, preprocessor: Preprocessor | PicturePreprocessor
+) -> FieldRepresentation | PictureRepresentation | None:
     """Return a copy of the champion's representation if training can go on from it."""
     if champion is None or champion.representation_name != config.representation:
         return None
     representation = champion.representation
     wanted = config.make_representation()
-    if not wanted.n_steps or not champion.preprocessor.has_layout_of(preprocessor):
+    if not wanted.steps_for(1) or not champion.preprocessor.has_layout_of(preprocessor):
         return None
     state = representation.state()
-    if state.values != getattr(wanted, "options", None):
+    # Those of pictures put the shape of a picture beside their options; the layouts agree in it.
+    if state.values.get("options", state.values) != getattr(wanted, "options", None):
         return None
     return type(representation).from_state(state)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device is {name!r}; allowed: auto, cpu, or a device that is here: {reason}") from error
-    return name
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:

@@ -1,19 +1,31 @@
-"""The HTTP endpoint of a role: ``/metrics`` for Prometheus, ``/livez`` and ``/readyz`` for probes."""
+"""The HTTP endpoint of a role: ``/metrics`` for Prometheus, ``/livez`` and ``/readyz`` for probes, heat maps."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
+from urllib.parse import parse_qsl
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from srr_stream.errors import NoHeatMap
 from srr_stream.health import Health
+from srr_stream.heat_maps import PATH, HeatMaps
 
 _Environ = dict[str, Any]
 _StartResponse = Callable[..., Any]
+
+_RECORD = re.compile(rf"{PATH}([A-Za-z0-9._-]{{1,249}})/([0-9]{{1,9}})/([0-9]{{1,18}})\.png")
+_VERSION = re.compile("[0-9]{1,18}")
+_TICK_S = 0.1
+"""How often the server looks whether it shall close."""
+_NOT_READY = "503 Service Unavailable"
+_STATUS = {"not_found": "404 Not Found", "no_picture": "409 Conflict", "not_ready": _NOT_READY}
+"""Of the reasons why there is no heat map."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -32,6 +44,8 @@ class HttpEndpoint:
     ----------
     port
         0 takes a free one; see :attr:`port` for which.
+    heat_maps
+        Serve these as well.
 
     Raises
     ------
@@ -39,9 +53,18 @@ class HttpEndpoint:
         If the port is taken.
     """
 
-    def __init__(self, host: str, port: int, *, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        registry: CollectorRegistry,
+        health: Health,
+        heat_maps: HeatMaps | None = None,
+    ) -> None:
         self._metrics = make_wsgi_app(registry)
         self._health = health
+        self._heat_maps = heat_maps
         try:
             self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_QuietHandler)
         except OSError as error:
@@ -49,7 +72,7 @@ class HttpEndpoint:
                 error.errno, f"cannot listen on {host}:{port}: {error.strerror}; change http.*_port"
             ) from error
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_TICK_S,), name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -65,13 +88,44 @@ class HttpEndpoint:
         if path == "/livez":
             health = self._health
             text = "alive" if health.is_live else f"the loop has been silent for {health.silent_for_s:.0f} s"
-            return _text(start_response, health.is_live, text)
+            return _text(start_response, _ready(health.is_live), text)
         if path == "/readyz":
-            return _text(start_response, self._health.is_ready, self._health.reason)
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"there are /metrics, /livez and /readyz\n"]
+            return _text(start_response, _ready(self._health.is_ready), self._health.reason)
+        if self._heat_maps is not None and path.startswith(PATH):
+            return _heat_map(self._heat_maps, environ, start_response)
+        there = "/metrics, /livez and /readyz" if self._heat_maps is None else f"/metrics, /livez, /readyz and {PATH}"
+        return _text(start_response, "404 Not Found", f"there are {there}")
 
 
-def _text(start_response: _StartResponse, is_ok: bool, text: str) -> Iterable[bytes]:
-    start_response("200 OK" if is_ok else "503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+def _heat_map(heat_maps: HeatMaps, environ: _Environ, start_response: _StartResponse) -> Iterable[bytes]:
+    if environ["REQUEST_METHOD"] != "GET":
+        return _text(start_response, "405 Method Not Allowed", "allowed: GET")
+    record = _RECORD.fullmatch(environ["PATH_INFO"])
+    if record is None:
+        allowed = f"{PATH}{{topic}}/{{partition}}/{{offset}}.png, with whole numbers"
+        return _text(start_response, "404 Not Found", f"allowed: {allowed}")
+    asked = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    if len(asked) > 1 or any(name != "version" or not _VERSION.fullmatch(value) for name, value in asked):
+        return _text(start_response, "400 Bad Request", "allowed: nothing or ?version=N, a whole number")
+    topic, partition, offset = record.groups()
+    try:
+        drawn = heat_maps.draw(topic, int(partition), int(offset), int(asked[0][1]) if asked else None)
+    except NoHeatMap as error:
+        return _text(start_response, _STATUS[error.reason], str(error))
+    headers = [
+        ("Content-Type", "image/png"),
+        ("Content-Length", str(len(drawn.png))),
+        ("X-Srr-Severity", f"{drawn.severity:.6g}"),
+        ("X-Srr-Version", str(drawn.version)),
+    ]
+    start_response("200 OK", headers)
+    return [drawn.png]
+
+
+def _ready(is_so: bool) -> str:
+    return "200 OK" if is_so else _NOT_READY
+
+
+def _text(start_response: _StartResponse, status: str, text: str) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [text.encode() + b"\n"]

@@ -5,22 +5,31 @@ The parts themselves take plain arguments, so that each can be used, and tested,
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consumers.decoding import DECODERS, Decoder
-from consumers.records import Field, RecordSchema
+from consumers.records import Field, FieldKind, ImageSpec, RecordSchema
 from srr_stream.registry import Registry
 from srr_stream.triggers import ClockTrigger, CountTrigger, DriftTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from consumers.records import RawRecord
     from consumers.sinks.kafka import KafkaSink
     from consumers.sources.kafka import KafkaSource
     from consumers.windows import WindowReader
     from models.training import TrainingConfig
-    from srr_stream.settings import KafkaSettings, SchemaSettings, Settings
+    from srr_stream.heat_maps import HeatMaps
+    from srr_stream.live_model import Live, LiveModel
+    from srr_stream.settings import FieldSettings, KafkaSettings, SchemaSettings, Settings
+
+_MAX_BATCH = 5000
+_HEAT_MAP_TIMEOUT_S = 10.0
+_MAX_BATCH_OF_IMAGES = 128
+"""A batch is decoded between two beats of the loop: so many of the costliest pictures allowed, half a second each."""
 
 
 def record_schema(settings: SchemaSettings) -> RecordSchema:
@@ -31,15 +40,20 @@ def record_schema(settings: SchemaSettings) -> RecordSchema:
     ValueError
         If the fields contradict each other; the text begins with the key below ``record``.
     """
-    fields = tuple(
-        Field(f.name, f.kind, tuple(f.path.split(".")) if f.path else (), f.required) for f in settings.fields
-    )
     try:
-        return RecordSchema(fields, settings.time_field)
+        return RecordSchema(tuple(map(_field, settings.fields)), settings.time_field)
     except ValueError as error:
         text = str(error).removeprefix("schema: ")
         key = "time_field" if text.startswith("time_field") else "fields"
         raise ValueError(f"{key}: {text.removeprefix('time_field ')}") from error
+
+
+def _field(settings: FieldSettings) -> Field:
+    image = None
+    if settings.kind is FieldKind.IMAGE and settings.size is not None:
+        image = ImageSpec(*settings.size, settings.mode, settings.resize)
+    path = tuple(settings.path.split(".")) if settings.path else ()
+    return Field(settings.name, settings.kind, path, settings.required, image)
 
 
 def kafka_connection(settings: KafkaSettings) -> dict[str, Any]:
@@ -71,20 +85,25 @@ def _password(settings: KafkaSettings) -> str | None:
 
 
 def make_decoder(settings: Settings) -> Decoder:
-    """Return the decoder of the declared records."""
-    return DECODERS["json"](record_schema(settings.record), max_record_size=int(settings.input.max_record_size))
+    """Return the decoder of the declared records; raises `LibraryMissing` if it needs Pillow and there is none."""
+    return DECODERS[settings.record.format](
+        record_schema(settings.record),
+        max_record_size=int(settings.input.max_record_size),
+        max_pixels=settings.record.max_pixels,
+    )
 
 
 def make_source(settings: Settings, *, on_rebalance: Callable[[], None] | None = None) -> KafkaSource:
     """Connect to the input topics as a member of the group; raises what :class:`KafkaSource` raises."""
     from consumers.sources.kafka import KafkaSource
 
+    has_images = record_schema(settings.record).image_field is not None
     return KafkaSource(
         settings.input.topics,
         group_id=settings.input.group_id,
         connection=kafka_connection(settings.kafka),
         start=settings.input.start,
-        max_batch=settings.input.max_batch,
+        max_batch=settings.input.max_batch or (_MAX_BATCH_OF_IMAGES if has_images else _MAX_BATCH),
         session_timeout_s=settings.input.session_timeout.total_seconds(),
         on_rebalance=on_rebalance,
     )
@@ -108,6 +127,51 @@ def make_sink(settings: Settings) -> KafkaSink:
 def make_registry(settings: Settings) -> Registry:
     """Open the model registry; nothing is read or written yet."""
     return Registry(settings.registry.url, keep=settings.registry.keep)
+
+
+def make_live_model(
+    settings: Settings,
+    registry: Registry,
+    *,
+    on_swap: Callable[[Live], None] | None = None,
+    on_refusal: Callable[[int, str], None] | None = None,
+) -> LiveModel:
+    """Return the live model of a registry; nothing is loaded yet."""
+    from srr_stream.live_model import LiveModel
+
+    return LiveModel(
+        registry,
+        schema_digest=record_schema(settings.record).digest,
+        false_alarm_rate=settings.threshold.false_alarm_rate,
+        poll_every_s=settings.registry.poll_every.total_seconds(),
+        device=settings.scoring.device,
+        n_threads=settings.scoring.n_threads or os.cpu_count(),
+        on_swap=on_swap,
+        on_refusal=on_refusal,
+    )
+
+
+def make_heat_maps(settings: Settings, registry: Registry, live_model: LiveModel) -> HeatMaps:
+    """Return what draws heat maps, with a consumer of its own that belongs to no group, and a decoder of its own."""
+    from consumers.logs import KafkaLog
+    from srr_stream.heat_maps import HeatMaps
+
+    topics, connection = settings.input.topics, kafka_connection(settings.kafka)
+    return HeatMaps(
+        lambda: KafkaLog(topics, connection=connection, timeout_s=_HEAT_MAP_TIMEOUT_S),
+        make_decoder(settings),
+        live_model,
+        registry,
+        topics=topics,
+    )
+
+
+def heat_map_url(settings: Settings) -> Callable[[RawRecord, int], str]:
+    """Return what says where the heat map of a record by a version is to be had."""
+    from srr_stream.heat_maps import path_of
+
+    before = settings.http.public_url or ""
+    return lambda raw, version: before + path_of(raw, version)
 
 
 def make_window_reader(settings: Settings) -> WindowReader:
@@ -137,8 +201,13 @@ def make_training_config(settings: Settings) -> TrainingConfig:
     from models.presets import PRESETS
 
     training = settings.training
-    preset = PRESETS["goad" if training.representation == "goad" else "default"]
-    options: dict[str, Any] = {"representation_options": dict(training.representation_options)}
+    name = training.representation
+    preset = PRESETS[{"identity": "default", "frozen": "pixels"}.get(name, name)]
+    same = preset.representation_options if preset.representation == name else {}
+    options: dict[str, Any] = {
+        "representation": name,
+        "representation_options": {**same, **training.representation_options},
+    }
     if training.classifier is not None:
         options |= {"classifier": training.classifier, "classifier_options": dict(training.classifier_options)}
         options["ensemble_options"] = {}

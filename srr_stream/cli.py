@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from consumers.errors import ConsumersError
-from srr_stream.errors import NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
+from srr_stream.errors import NoHeatMap, NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
 from srr_stream.logs import set_up_logging
 from srr_stream.metrics import package_version
 
@@ -31,6 +31,7 @@ EXIT_SETTINGS = 2
 EXIT_OUTSIDE = 3
 EXIT_REJECTED = 4
 
+_FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
 _EPILOG = """\b
 Exit codes: 0 all went well; 1 a defect; 2 the command line or the settings are wrong;
 3 something outside is wrong: broker, topic, registry, port, or too few records;
@@ -135,15 +136,61 @@ def rollback(path: Path) -> None:
     click.echo(f"champion is version {pointer.champion} again, it was version {pointer.previous}")
 
 
+@main.command("heat-map")
+@_config
+@click.argument("topic")
+@click.argument("partition", type=click.IntRange(min=0))
+@click.argument("offset", type=click.IntRange(min=0))
+@click.option("--version", type=click.IntRange(min=1), help="Version of the model. [default: the champion]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("heat-map.png"),
+    show_default=True,
+    help="Where the PNG goes.",
+)
+def heat_map(path: Path, topic: str, partition: int, offset: int, version: int | None, output: Path) -> None:
+    """Draw where in a picture of the stream its score comes from."""
+    with _clear_errors():
+        settings = _load(path)
+        from srr_stream.assembly import make_heat_maps, make_live_model, make_registry
+
+        registry = make_registry(settings)
+        live_model = make_live_model(settings, registry)
+        if version is None:
+            live_model.refresh()
+        heat_maps = make_heat_maps(settings, registry, live_model)
+        try:
+            drawn = heat_maps.draw(topic, partition, offset, version)
+        finally:
+            heat_maps.close()
+        output.write_bytes(drawn.png)
+    click.echo(f"{output}: severity {drawn.severity:.3g} by version {drawn.version}")
+
+
 @main.command()
-@click.option("--dataset", type=click.Choice(["kdd", "thyroid", "arrhythmia"]), default="kdd", show_default=True)
+@click.option(
+    "--dataset",
+    type=click.Choice(["kdd", "thyroid", "arrhythmia", "boards", "fashion-mnist"]),
+    default="kdd",
+    show_default=True,
+    help="The last two are pictures; fashion-mnist is fetched.",
+)
+@click.option(
+    "--normal",
+    type=click.Choice(_FASHION),
+    default="sneaker",
+    show_default=True,
+    help="Of fashion-mnist: the class that is normal.",
+)
 @click.option(
     "--input",
     "file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Replay your own CSV, NDJSON or Parquet file instead.",
+    type=click.Path(path_type=Path, exists=True),
+    help="Replay your own CSV, NDJSON or Parquet file instead, or a folder of pictures.",
 )
-@click.option("--rate", type=click.IntRange(min=1), help="Records a second. [default: 75 s for the whole stream]")
+@click.option("--rate", type=click.IntRange(min=1), help="Records a second. [default: for the stream to take minutes]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document on standard output.")
 @click.option(
     "--plot",
@@ -152,14 +199,23 @@ def rollback(path: Path) -> None:
     show_default=True,
     help="Where the picture goes.",
 )
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("srr-stream-demo-sheet.png"),
+    show_default=True,
+    help="Where flagged pictures go, with their heat maps.",
+)
 @click.option("--scorer-port", type=click.IntRange(0, 65535), default=0, help="Port of the scorer's metrics; 0: free.")
 @click.option("--trainer-port", type=click.IntRange(0, 65535), default=0, help="Port of the trainer's; 0: free.")
 def demo(
     dataset: str,
+    normal: str,
     file: Path | None,
     rate: int | None,
     as_json: bool,
     plot: Path,
+    sheet: Path,
     scorer_port: int,
     trainer_port: int,
 ) -> None:
@@ -168,7 +224,9 @@ def demo(
 
     logging.getLogger().setLevel(logging.ERROR)  # the live view tells it better
     with _clear_errors():
-        options = DemoOptions(dataset, file, rate, plot, scorer_port, trainer_port)
+        options = DemoOptions(
+            dataset, file, rate, plot, sheet, normal, scorer_port=scorer_port, trainer_port=trainer_port
+        )
         result = run_demo(options, should_stop=_stop_on_signals())
     if as_json:
         click.echo(json.dumps(result.summary.to_dict()))
@@ -202,7 +260,7 @@ def _clear_errors() -> Iterator[None]:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         sys.exit(EXIT_SETTINGS)
-    except (ConsumersError, RegistryError, NotEnoughRecords, OSError) as error:
+    except (ConsumersError, RegistryError, NotEnoughRecords, NoHeatMap, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_OUTSIDE)
     except SrrStreamError as error:

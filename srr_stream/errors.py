@@ -4,7 +4,8 @@
     ├── SettingsError      operator: the settings file or the environment is wrong (exit 2)
     ├── RegistryError      operator: the model registry cannot be read or written (exit 3)
     │   └── ModelRefused   programmer or attacker: a model that must not be used; the old one stays
-    └── NotEnoughRecords   operator or sender: too few usable records to learn from (exit 3)
+    ├── NotEnoughRecords   operator or sender: too few usable records to learn from (exit 3)
+    └── NoHeatMap          whoever asked: there is none of this record, or not now (exit 3)
 
 Errors of the log (`BrokerUnavailable`, `TopicMissing`, …) are in :mod:`consumers.errors` and exit with 3 as well.
 """
@@ -38,3 +39,11 @@ class ModelRefused(RegistryError):
 
 class NotEnoughRecords(SrrStreamError):
     """The window has fewer usable records than a training needs."""
+
+
+class NoHeatMap(SrrStreamError):
+    """A record's heat map cannot be had; ``reason`` is why: not_found, no_picture or not_ready."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(message)

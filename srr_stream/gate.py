@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, NDArray[Any]]
 
+_LEAST_SIDE, _GREATEST_SIDE = 1 / 8, 1 / 2
+"""Of a swapped patch, in parts of the picture's."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -113,10 +116,13 @@ def swap_fields(columns: Columns, rng: np.random.Generator) -> dict[str, NDArray
     """Make anomalies of normal records: in every record a random half of the fields comes from other records.
 
     Each field keeps its distribution, so only what fields have to do with each other is wrong. With a single field,
-    which has nothing to do with any other, its values are moved beyond their range instead.
+    which has nothing to do with any other, its values are moved beyond their range instead; of pictures see
+    :func:`swap_patches`.
     """
     if len(columns) == 1:
         ((name, column),) = columns.items()
+        if column.ndim == 4:
+            return {name: swap_patches(column, rng)}
         if column.dtype == object:
             return {name: np.full(len(column), "never seen", dtype=object)}
         seen = column[~np.isnan(column)]
@@ -126,6 +132,23 @@ def swap_fields(columns: Columns, rng: np.random.Generator) -> dict[str, NDArray
     for name, column in columns.items():
         is_taken = rng.random(len(column)) < 0.5
         swapped[name] = np.where(is_taken, column[rng.permutation(len(column))], column)
+    return swapped
+
+
+def swap_patches(pictures: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Make anomalies of normal pictures ``(n, h, w, channels)``: a rectangle of each comes from elsewhere in another.
+
+    Its sides are an eighth to a half of the picture's.
+    """
+    n, height, width, _ = pictures.shape
+    swapped = pictures.copy()
+    others = rng.permutation(n)
+    for row in range(n):
+        h, w = (max(1, int(side * rng.uniform(_LEAST_SIDE, _GREATEST_SIDE))) for side in (height, width))
+        top, other_top = rng.integers(height - h + 1, size=2)
+        left, other_left = rng.integers(width - w + 1, size=2)
+        patch = pictures[others[row], other_top : other_top + h, other_left : other_left + w]
+        swapped[row, top : top + h, left : left + w] = patch
     return swapped
 
 

@@ -6,8 +6,10 @@ assigned to :attr:`LiveModel.current`. The scorer reads that attribute once a ba
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.pictures import is_picture
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.registry import Manifest, Registry
 
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CANARY_TOLERANCE = 1e-6
 """Relative: another machine's matrix product differs in the last bits, a damaged model by much more."""
+PICTURE_CANARY_TOLERANCE = 1e-3
+"""The same for networks in float32, of which each layer adds to the difference, and a Gaussian multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class LiveModel:
         Digest of the schema that records are decoded by; a model trained on another one is refused.
     false_alarm_rate
         α of the live settings; it overrides the one that the model was trained with.
+    device, n_threads
+        Where models of pictures score: see :meth:`models.detector.Model.on`.
     on_swap
         Called with the new `Live` after every swap.
     on_refusal
@@ -62,6 +69,8 @@ class LiveModel:
         schema_digest: str,
         false_alarm_rate: float,
         poll_every_s: float = 1.0,
+        device: str = "cpu",
+        n_threads: int | None = None,
         on_swap: Callable[[Live], None] | None = None,
         on_refusal: Callable[[int, str], None] | None = None,
     ) -> None:
@@ -72,6 +81,7 @@ class LiveModel:
         self._schema_digest = schema_digest
         self._false_alarm_rate = false_alarm_rate
         self._poll_every_s = poll_every_s
+        self._device, self._n_threads = device, n_threads
         self._on_swap = on_swap
         self._on_refusal = on_refusal
         self._refused: int | None = None
@@ -91,7 +101,7 @@ class LiveModel:
                 self._note(f"registry {self._registry.url} names no champion any more; the live model stays")
                 return False
             try:
-                live = self._load(champion)
+                live = self.load(champion)
             except ModelRefused as error:
                 self._refuse(champion, error)
                 return False
@@ -104,6 +114,25 @@ class LiveModel:
         if self._on_swap is not None:
             self._on_swap(live)
         return True
+
+    def load(self, version: int) -> Live:
+        """Load a version and check it, without making it live.
+
+        Raises
+        ------
+        ModelRefused
+            If it is damaged, was trained on another schema, or does not score its canary as it did.
+        RegistryError
+            If it cannot be read.
+        """
+        model, manifest = self._registry.load(version)
+        if manifest.schema_digest != self._schema_digest:
+            raise ModelRefused(
+                "it was trained on another schema than record.fields of these settings; train anew", reason="schema"
+            )
+        model = model.on(self._device, self._n_threads)
+        check_canary(model, manifest.canary)
+        return Live(model.with_false_alarm_rate(self._false_alarm_rate), manifest)
 
     def start(self) -> None:
         """Watch the pointer from a thread of its own."""
@@ -128,15 +157,6 @@ class LiveModel:
                 self.problem = f"looking for a new model failed: {type(error).__name__}: {error}"
             self._stop.wait(self._poll_every_s)
 
-    def _load(self, version: int) -> Live:
-        model, manifest = self._registry.load(version)
-        if manifest.schema_digest != self._schema_digest:
-            raise ModelRefused(
-                "it was trained on another schema than record.fields of these settings; train anew", reason="schema"
-            )
-        check_canary(model, manifest.canary)
-        return Live(model.with_false_alarm_rate(self._false_alarm_rate), manifest)
-
     def _refuse(self, version: int, error: ModelRefused) -> None:
         """Keep the old model, and do not try this one again."""
         self._refused = version
@@ -154,7 +174,7 @@ def make_canary(model: Model) -> dict[str, Any]:
     """Return made-up rows and the scores that `model` gives them, as JSON, to be checked wherever it is loaded."""
     columns = model.canary()
     return {
-        "columns": {name: [_plain(value) for value in values] for name, values in columns.items()},
+        "columns": {name: _to_json(values) for name, values in columns.items()},
         "categorical": [name for name, values in columns.items() if values.dtype == object],
         "score": model.score(columns).score.tolist(),
     }
@@ -169,13 +189,22 @@ def check_canary(model: Model, canary: Mapping[str, Any]) -> None:
         }
         expected = np.asarray(canary["score"], dtype=np.float64)
         actual = model.score(columns).score
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise ModelRefused(f"cannot score its canary batch: {error!r}", reason="canary") from error
     if actual.shape != expected.shape or not len(actual):
         raise ModelRefused(f"canary batch has {len(actual)} rows and {expected.size} scores", reason="canary")
-    if not np.allclose(actual, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+    tolerance = PICTURE_CANARY_TOLERANCE if model.takes_pictures else CANARY_TOLERANCE
+    if not np.allclose(actual, expected, rtol=tolerance, atol=tolerance):
         worst = float(np.max(np.abs(actual - expected)))
         raise ModelRefused(f"scores its canary batch differently, by up to {worst:.3g}", reason="canary")
+
+
+def _to_json(values: NDArray[Any]) -> Any:
+    """Return a column of values as a list, of pictures as compressed bytes."""
+    if is_picture(values):
+        content = base64.b64encode(zlib.compress(values.tobytes())).decode()
+        return {"shape": list(values.shape), "zlib": content}
+    return [_plain(value) for value in values]
 
 
 def _plain(value: object) -> float | str | None:
@@ -185,7 +214,10 @@ def _plain(value: object) -> float | str | None:
     return None if np.isnan(number) else number
 
 
-def _column(values: list[float | str | None], *, is_categorical: bool) -> NDArray[Any]:
+def _column(values: Any, *, is_categorical: bool) -> NDArray[Any]:
+    if isinstance(values, dict):
+        content = zlib.decompress(base64.b64decode(values["zlib"]))
+        return np.frombuffer(content, dtype=np.uint8).reshape(values["shape"])
     if is_categorical:
         return np.array(values, dtype=object)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -7,16 +7,28 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings.exceptions import SettingsError as VariableError
 
+from consumers.records import FieldKind, ImageSpec
 from srr_stream.assembly import make_training_config, record_schema
 from srr_stream.errors import SettingsError
-from srr_stream.settings import ENV_PREFIX, FileSettings, SchemaSettings, Settings
+from srr_stream.settings import (
+    ENV_PREFIX,
+    PICTURE_REPRESENTATIONS,
+    FieldSettings,
+    FileSettings,
+    RepresentationName,
+    SchemaSettings,
+    Settings,
+)
+
+_MAX_WINDOW_BYTES = 4 << 30
+"""Pixels of a window; training takes some times that."""
 
 
 def load_settings(path: Path) -> Settings:
@@ -64,7 +76,8 @@ def check_settings(content: Mapping[str, Any], *, use_environment: bool = True) 
     try:
         settings = (Settings if use_environment else FileSettings)(**sections)
     except ValidationError as error:
-        problems += [_describe(detail) for detail in error.errors()]
+        details = error.errors()
+        problems += [_describe(detail) for detail in details if not _follows_from_another(detail, details)]
     except VariableError as error:
         problems.append(f"environment: {error}; lists and mappings must be JSON there")
     if settings is not None:
@@ -104,7 +117,7 @@ def _contradictions(settings: Settings) -> list[str]:
         file = getattr(kafka, key)
         if file is not None and not file.is_file():
             problems.append(f"kafka.{key}: there is no file {str(file)!r}")
-    return problems + _training_problems(settings) + _schema_problems(settings.record)
+    return problems + _training_problems(settings) + _schema_problems(settings)
 
 
 def _training_problems(settings: Settings) -> list[str]:
@@ -113,6 +126,13 @@ def _training_problems(settings: Settings) -> list[str]:
         return [
             f"training.gamma: is {training.gamma}; allowed: nothing beside training.contamination "
             f"({training.contamination}), from which gamma follows; give one of them"
+        ]
+    has_picture = any(field.kind is FieldKind.IMAGE for field in settings.record.fields)
+    if has_picture != (training.representation in PICTURE_REPRESENTATIONS):
+        suiting = [name for name in get_args(RepresentationName) if (name in PICTURE_REPRESENTATIONS) == has_picture]
+        return [
+            f"training.representation: is {training.representation!r}; allowed with record.fields "
+            f"{'of kind image' if has_picture else 'that are no images'}: {', '.join(suiting)}"
         ]
     if training.classifier_options and training.classifier is None:
         return ["training.classifier_options: are given without training.classifier; name it"]
@@ -129,12 +149,62 @@ def _training_problems(settings: Settings) -> list[str]:
     return []
 
 
-def _schema_problems(schema: SchemaSettings) -> list[str]:
+def _schema_problems(settings: Settings) -> list[str]:
+    problems = [
+        problem
+        for i, field in enumerate(settings.record.fields)
+        for problem in _field_problems(f"record.fields.{i}", field, settings.record)
+    ]
+    if problems:
+        return problems
     try:
-        record_schema(schema)
+        schema = record_schema(settings.record)
     except ValueError as error:
         return [f"record.{error}"]
+    if settings.record.format == "image" and (schema.image_field is None or len(schema.fields) > 1):
+        names = ", ".join(field.name for field in schema.fields)
+        return [f"record.fields: are {names}; allowed with record.format: image: one field of kind image, nothing else"]
+    if schema.image_field is not None and schema.image_field.image is not None:
+        return _window_problems(settings.window.max_size, schema.image_field.image)
     return []
+
+
+def _field_problems(path: str, field: FieldSettings, schema: SchemaSettings) -> list[str]:
+    if field.kind is not FieldKind.IMAGE:
+        return [
+            f"{path}.{key}: is {getattr(field, key)!r}; allowed: with kind: image only, and this is {field.kind.value}"
+            for key in ("size", "mode", "resize")
+            if key in field.model_fields_set
+        ]
+    problems = []
+    if field.size is None:
+        problems.append(f"{path}.size: is missing; needed with kind: image, such as size: [224, 224]")
+    elif field.size[0] * field.size[1] > schema.max_pixels:
+        problems.append(
+            f"{path}.size: is {list(field.size)}; allowed: at most record.max_pixels ({schema.max_pixels}) pixels"
+        )
+    if not field.required:
+        problems.append(f"{path}.required: is False; allowed: true with kind: image; nothing takes a picture's place")
+    return problems
+
+
+def _window_problems(max_size: int, image: ImageSpec) -> list[str]:
+    n_bytes = max_size * image.n_bytes
+    if n_bytes <= _MAX_WINDOW_BYTES:
+        return []
+    return [
+        f"window.max_size: is {max_size}; pictures of {image.width} × {image.height} × {image.n_channels} make "
+        f"{n_bytes / 2**30:.1f} GiB of it; allowed: {_MAX_WINDOW_BYTES / 2**30:g} GiB, that is at most "
+        f"{_MAX_WINDOW_BYTES // image.n_bytes} pictures; lower window.max_size or the size in record.fields"
+    ]
+
+
+def _follows_from_another(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """Return whether a list is too short only because what is in it is wrong."""
+    where = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in details
+    )
 
 
 def _describe(detail: ErrorDetails) -> str:
@@ -151,6 +221,8 @@ def _describe(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "model_type":
         message = f"a mapping of {', '.join(_keys_at(where))}"
+    elif detail["type"] == "tuple_type":
+        message = "a list"
     return f"{path}: is {_shown(path, detail['input'])}; allowed: {message}"
 
 

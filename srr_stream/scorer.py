@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
 from consumers.records import BadRecord, Contribution, Decoded, Position, RawRecord, Verdicts
@@ -38,6 +39,8 @@ class Scorer:
         Watches the verdicts; when it is due, `on_drift` is called with its reason. None: nobody watches.
     why_no_model
         Asked, while there is no model, what is waited for.
+    heat_map_url
+        Asked where the heat map of a flagged picture by a version is to be had. None: nowhere.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Scorer:
         drift: DriftTrigger | None = None,
         on_drift: Callable[[str], None] | None = None,
         why_no_model: Callable[[], str] = lambda: "no model in the registry yet",
+        heat_map_url: Callable[[RawRecord, int], str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
@@ -67,6 +71,7 @@ class Scorer:
         self._drift = drift
         self._on_drift = on_drift
         self._why_no_model = why_no_model
+        self._heat_map_url = heat_map_url
         self._clock = clock
         self._is_holding = False
         self._version: int | None = None
@@ -132,8 +137,22 @@ class Scorer:
             int(row): tuple(Contribution(*part) for part in parts) for row, parts in zip(rows, explained, strict=True)
         }
         return Verdicts(
-            batch, live.version, scores.score, scores.p_value, scores.severity, scores.flagged, contributions
+            batch,
+            live.version,
+            scores.score,
+            scores.p_value,
+            scores.severity,
+            scores.flagged,
+            contributions,
+            self._heat_maps(batch.raw, scores.flagged, live),
         )
+
+    def _heat_maps(self, raw: Sequence[RawRecord], flagged: NDArray[np.bool_], live: Live) -> dict[int, str]:
+        """Return where the heat maps of the flagged rows are to be had."""
+        if self._heat_map_url is None or not live.model.takes_pictures:
+            return {}
+        rows: list[int] = np.flatnonzero(flagged).tolist()
+        return {row: self._heat_map_url(raw[row], live.version) for row in rows}
 
     def _count(self, raw: Sequence[RawRecord], verdicts: Verdicts, bad: Sequence[BadRecord]) -> None:
         metrics, now = self._metrics, self._clock()

@@ -19,7 +19,7 @@ from srr_stream import assembly
 from srr_stream.api import HttpEndpoint
 from srr_stream.errors import RegistryError
 from srr_stream.health import Health
-from srr_stream.live_model import Live, LiveModel
+from srr_stream.live_model import Live
 from srr_stream.metrics import ScorerMetrics
 from srr_stream.scorer import Scorer
 from srr_stream.settings import Settings
@@ -51,11 +51,9 @@ class Service:
         self.metrics = ScorerMetrics(self.metrics_registry)
         self.health = Health(live_timeout_s=settings.http.live_timeout.total_seconds())
         self.registry = assembly.make_registry(settings)
-        self.live_model = LiveModel(
+        self.live_model = assembly.make_live_model(
+            settings,
             self.registry,
-            schema_digest=assembly.record_schema(settings.record).digest,
-            false_alarm_rate=settings.threshold.false_alarm_rate,
-            poll_every_s=settings.registry.poll_every.total_seconds(),
             on_swap=self._note_swap,
             on_refusal=lambda version, reason: self.metrics.model_swaps.labels(f"refused_{reason}").inc(),
         )
@@ -70,11 +68,16 @@ class Service:
         ------
         TopicMissing, NotAuthorized
             At the start, if an operator must act before anything can work.
+        LibraryMissing
+            If the records are pictures and Pillow is not installed.
         OSError
             If the port of the endpoint is taken.
         """
         http = self._settings.http
-        endpoint = HttpEndpoint(http.host, http.scorer_port, registry=self.metrics_registry, health=self.health)
+        heat_maps = assembly.make_heat_maps(self._settings, self.registry, self.live_model)
+        endpoint = HttpEndpoint(
+            http.host, http.scorer_port, registry=self.metrics_registry, health=self.health, heat_maps=heat_maps
+        )
         self.port = endpoint.port
         log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
@@ -89,6 +92,7 @@ class Service:
                 self.trainer.stop()
             self.live_model.stop()
             endpoint.close()
+            heat_maps.close()
 
     def _score(self, should_stop: Callable[[], bool]) -> None:
         retry_s = _FIRST_RETRY_S
@@ -124,6 +128,7 @@ class Service:
             drift=assembly.make_drift_trigger(settings),
             on_drift=self._ask_for_training,
             why_no_model=self._why_no_model,
+            heat_map_url=assembly.heat_map_url(settings),
         )
         scorer.run(should_stop)
 

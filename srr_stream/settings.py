@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, SecretStr
 from pydantic import Field as Setting
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from consumers.records import FieldKind
+from consumers.images import MAX_PIXELS, MOST_PIXELS
+from consumers.records import MAX_IMAGE_SIDE, FieldKind, ImageMode, ResizeRule
 
 ENV_PREFIX = "SRR__"
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -48,12 +49,44 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+def _web_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+        raise ValueError("an address that begins with http:// or https://, such as https://srr.example.com")
+    return value.rstrip("/")
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
 Share = Annotated[float, Setting(gt=0, lt=1)]
 ClassifierName = Literal[
-    "blend", "gde", "histogram", "knn", "kde", "ocsvm", "isolation_forest", "lof", "pca", "robust_pca", "centres"
+    "blend",
+    "gde",
+    "histogram",
+    "knn",
+    "kde",
+    "ocsvm",
+    "isolation_forest",
+    "lof",
+    "pca",
+    "robust_pca",
+    "centres",
+    "energy",
 ]
+RepresentationName = Literal[
+    "identity",
+    "goad",
+    "pixels",
+    "cutpaste",
+    "contrastive",
+    "rotation",
+    "denoising_autoencoder",
+    "robust_autoencoder",
+    "frozen",
+]
+PICTURE_REPRESENTATIONS = get_args(RepresentationName)[2:]
+"""Those that take pictures; the others take fields."""
+PublicUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Setting(ge=0, le=65535)]
+ImageSide = Annotated[int, Setting(ge=1, le=MAX_IMAGE_SIDE)]
 
 
 class _Section(BaseModel):
@@ -83,7 +116,9 @@ class InputSettings(_Section):
     topics: tuple[str, ...] = Setting(min_length=1)
     group_id: str = "srr-stream"
     start: Literal["earliest", "latest"] = Setting(description="where a group without committed offsets begins")
-    max_batch: int = Setting(5000, ge=1, description="at most this many records are scored together")
+    max_batch: int | None = Setting(
+        None, ge=1, description="at most this many records are scored together; left out: 5000, of pictures 128"
+    )
     poll_timeout: Duration = timedelta(milliseconds=200)
     session_timeout: Duration = timedelta(seconds=45)
     max_record_size: ByteSize = Setting(ByteSize(1 << 20), description="a larger record is a dead letter")
@@ -96,11 +131,18 @@ class FieldSettings(_Section):
     kind: FieldKind = FieldKind.NUMERIC
     path: str | None = Setting(None, description="dotted path to the value; the name itself if left out")
     required: bool = Setting(True, description="false: null or absent is a missing value; true: it is a bad record")
+    size: tuple[ImageSide, ImageSide] | None = Setting(None, description="of an image: [width, height] in pixels")
+    mode: ImageMode = Setting("rgb", description="of an image: what it is turned into")
+    resize: ResizeRule = Setting("stretch", description="of an image: what becomes of another size")
 
 
 class SchemaSettings(_Section):
-    """The fields that a record must have."""
+    """How a record is written, and the fields that it must have."""
 
+    format: Literal["json", "image"] = Setting("json", description="image: a record is the file of a picture")
+    max_pixels: int = Setting(
+        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="a picture with more is a dead letter; Pillow's own limit at most"
+    )
     fields: tuple[FieldSettings, ...] = Setting(min_length=1)
     time_field: str | None = Setting(None, description="the timestamp field that is the record's own time")
 
@@ -132,7 +174,9 @@ class TrainingSettings(_Section):
     every_records: int | None = Setting(None, ge=1, description="train after this many new records")
     on_drift: bool = Setting(True, description="train when the flagged rate or the mean severity drifts (ADWIN)")
     min_interval: Duration = Setting(timedelta(minutes=1), description="rest between trainings that drift asked for")
-    representation: Literal["identity", "goad"] = "goad"
+    representation: RepresentationName = Setting(
+        "goad", description="identity, goad: of fields; the others: of pictures"
+    )
     representation_options: Mapping[str, Any] = Setting(default_factory=dict)
     classifier: ClassifierName | None = Setting(None, description="on the representation; left out: what suits it")
     classifier_options: Mapping[str, Any] = Setting(default_factory=dict)
@@ -153,6 +197,13 @@ class ThresholdSettings(_Section):
     """The only number that a person need state, and it has a default."""
 
     false_alarm_rate: Share = Setting(0.005, description="α: share of normal records that may be flagged")
+
+
+class ScoringSettings(_Section):
+    """Where models of pictures score; fields are scored on the processor, by one thread."""
+
+    device: str = Setting("auto", description="auto, cpu, cuda, cuda:1, …")
+    n_threads: int | None = Setting(None, ge=1, description="threads of the processor; left out: one for each core")
 
 
 class GateSettings(_Section):
@@ -176,12 +227,15 @@ class RegistrySettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Metrics and health, one endpoint a role; port 0 takes a free one."""
+    """Metrics and health, one endpoint a role, heat maps on the scorer's; port 0 takes a free one."""
 
     host: str = "0.0.0.0"
     scorer_port: Port = 9108
     trainer_port: Port = 9109
     live_timeout: Duration = Setting(timedelta(seconds=60), description="/livez fails when the loop is silent so long")
+    public_url: PublicUrl | None = Setting(
+        None, description="where others reach the scorer's endpoint: the beginning of every alert's heat_map"
+    )
 
 
 class Settings(BaseSettings):
@@ -198,6 +252,7 @@ class Settings(BaseSettings):
     window: WindowSettings = WindowSettings()
     training: TrainingSettings = TrainingSettings()
     threshold: ThresholdSettings = ThresholdSettings()
+    scoring: ScoringSettings = ScoringSettings()
     gate: GateSettings = GateSettings()
     registry: RegistrySettings = RegistrySettings()
     http: HttpSettings = HttpSettings()

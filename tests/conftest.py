@@ -1,15 +1,21 @@
-"""Brokers that tests share: the embedded one, and a real Apache Kafka where KAFKA_HOME names one."""
+"""What tests share: the embedded broker, a real Apache Kafka where KAFKA_HOME names one, and hostile pictures."""
 
 from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from srr_stream.broker import EmbeddedBroker, create_topics, die_with_parent, free_port
@@ -131,3 +137,108 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKaf
 def topic_name() -> str:
     """A name that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+def encode(image: PIL.Image.Image, kind: str, **options: Any) -> bytes:
+    """Return the file of a picture."""
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 0, pixels: bytes = b"", chunks: bytes = b"") -> bytes:
+    """Return a PNG made by hand: `pixels` are the packed lines, `chunks` stand before them."""
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + ihdr + chunks + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def zeros(n: int) -> bytes:
+    """Return `n` zeros, packed."""
+    packing = zlib.compressobj(9)
+    parts = [packing.compress(bytes(min(1 << 20, n - start))) for start in range(0, n, 1 << 20)]
+    return b"".join(parts) + packing.flush()
+
+
+class Hostile(NamedTuple):
+    """A file that must become a dead letter."""
+
+    content: bytes
+    reason: str
+
+
+def make_hostile_images() -> dict[str, Hostile]:
+    """Return file name → file: bombs, truncations, polyglots, animations, and what is no picture at all."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    photo = PIL.Image.fromarray(pixels).resize((320, 240))
+    frames = [PIL.Image.fromarray(np.roll(pixels, i, axis=0)) for i in range(3)]
+    moving = {"save_all": True, "append_images": frames[1:], "duration": 40}
+    jpeg, lossless, webp = encode(photo, "JPEG"), encode(photo, "PNG"), encode(photo, "WEBP")
+    line = zlib.compress(bytes(9))
+    text = chunk(b"zTXt", b"Comment\0\0" + zeros(300_000))
+    sof, huffman = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xc4")
+    progressive = encode(photo, "JPEG", progressive=True)
+    first_scan = progressive.index(b"\xff\xda")
+    second_scan = progressive.index(b"\xff\xda", first_scan + 2)
+    archive = b"PK\x03\x04" + bytes(26) + b"evil.class" + bytes(40)
+    laughs = '<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><svg>&b;</svg>'
+    return {
+        "pixels.png": Hostile(png(30_000, 30_000, depth=1, pixels=zeros(30_000 * 3751)), "too_many_pixels"),
+        "frame.jpg": Hostile(jpeg[: sof + 5] + b"\xff\xdc\xff\xdc" + jpeg[sof + 9 :], "too_many_pixels"),
+        "canvas.webp": Hostile(
+            b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0" + struct.pack("<BI", 0x2F, 0x0FFFFFFF) + bytes(9), "too_many_pixels"
+        ),
+        "column.png": Hostile(png(1, 16_000_000, pixels=zeros(32_000_000)), "too_many_pixels"),
+        "text.png": Hostile(png(8, 1, pixels=line, chunks=chunk(b"zTXt", b"a\0\0" + zeros(200 << 20))), "too_large"),
+        "texts.png": Hostile(png(8, 1, pixels=line, chunks=text * 200), "too_large"),
+        "profile.png": Hostile(png(8, 1, pixels=line, chunks=chunk(b"iCCP", b"a\0\0" + zeros(99 << 20))), "too_large"),
+        "scans.jpg": Hostile(
+            progressive[:second_scan] + progressive[first_scan:second_scan] * 99 + b"\xff\xd9", "broken_image"
+        ),
+        "moving.png": Hostile(encode(frames[0], "PNG", **moving), "animated"),
+        "moving.webp": Hostile(encode(frames[0], "WEBP", **moving), "animated"),
+        "moving-gif.png": Hostile(encode(frames[0], "GIF", **moving), "not_an_image"),
+        "two.jpg": Hostile(jpeg + encode(frames[0], "JPEG"), "animated"),
+        "half.jpg": Hostile(jpeg[: len(jpeg) // 2], "truncated_image"),
+        "head.jpg": Hostile(jpeg[: sof + 4], "truncated_image"),
+        "start.jpg": Hostile(jpeg[:3], "truncated_image"),
+        "half.png": Hostile(lossless[: len(lossless) // 2], "truncated_image"),
+        "endless.png": Hostile(lossless[:-12], "truncated_image"),
+        "cut.png": Hostile(png(640, 480, pixels=zlib.compress(bytes(641 * 100))), "truncated_image"),
+        "half.webp": Hostile(webp[: len(webp) // 2], "truncated_image"),
+        "archive-behind.jpg": Hostile(jpeg + archive, "trailing_data"),
+        "page-behind.png": Hostile(lossless + b"<html><script>alert(1)</script></html>", "trailing_data"),
+        "archive-behind.webp": Hostile(webp + archive, "trailing_data"),
+        "archive-before.jpg": Hostile(archive + jpeg, "not_an_image"),
+        "bytes-before.png": Hostile(b"\1\2\3" + lossless, "not_an_image"),
+        "gifar.jpg": Hostile(encode(frames[0], "GIF") + archive, "not_an_image"),
+        "svg.jpg": Hostile(laughs.encode(), "not_an_image"),
+        "page.jpg": Hostile(b"<!DOCTYPE html><html></html>", "not_an_image"),
+        "pdf.png": Hostile(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "not_an_image"),
+        "elf.png": Hostile(b"\x7fELF\2\1\1" + bytes(64), "not_an_image"),
+        "tiff.jpg": Hostile(encode(photo, "TIFF"), "not_an_image"),
+        "bmp.jpg": Hostile(encode(photo, "BMP"), "not_an_image"),
+        "ico.png": Hostile(encode(photo.resize((32, 32)), "ICO"), "not_an_image"),
+        "heic.jpg": Hostile(b"\0\0\0\x18ftypheic" + bytes(64), "not_an_image"),
+        "empty.png": Hostile(b"", "empty"),
+        "huffman.jpg": Hostile(jpeg[: huffman + 5] + b"\xff" * 16 + jpeg[huffman + 21 :], "broken_image"),
+        "checksum.png": Hostile(lossless[:60] + bytes([lossless[60] ^ 1]) + lossless[61:], "broken_image"),
+        "nothing.png": Hostile(png(0, 7, pixels=line), "broken_image"),
+        "noise.png": Hostile(png(64, 64, pixels=rng.bytes(400)), "broken_image"),
+    }
+
+
+@pytest.fixture(scope="session")
+def hostile_images() -> dict[str, Hostile]:
+    """File name → a file that must become a dead letter, and its reason."""
+    return make_hostile_images()
+
+
+@pytest.fixture(name="encode", scope="session")
+def _encode() -> Callable[..., bytes]:
+    return encode

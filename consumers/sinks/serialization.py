@@ -18,6 +18,8 @@ EVENT_TYPE = "io.srr-stream.anomaly.v1"
 
 MAX_VALUE_SIZE = 900_000
 """Bytes of a record that fit, with what is said about it, into a message of the size that Kafka takes by default."""
+_MAX_TEXT = 1000
+"""Characters of a text beside a picture that a verdict repeats."""
 
 
 def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Iterator[bytes]:
@@ -26,9 +28,13 @@ def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Itera
     Parameters
     ----------
     include_record
-        Put the record itself, as it was sent, under ``record``; not if it is larger than `MAX_VALUE_SIZE`.
+        Put the record itself, as it was sent, under ``record``; not if it is larger than `MAX_VALUE_SIZE`. A record
+        that is a picture is base64 there.
+
+    What a record has beside its picture is under ``metadata``; where its heat map is to be had under ``heat_map``.
     """
     columns = (verdicts.score, verdicts.p_value, verdicts.severity, verdicts.flagged, verdicts.batch.time_ms)
+    has_metadata = bool(verdicts.batch.schema.metadata_names)
     rows = zip(verdicts.batch.raw, *(column.tolist() for column in columns), strict=True)
     for row, (raw, score, p_value, severity, flagged, time_ms) in enumerate(rows):
         body: dict[str, Any] = {
@@ -45,9 +51,12 @@ def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Itera
             "version": verdicts.version,
             "reasons": [_reason(part) for part in verdicts.contributions.get(row, ())],
         }
-        if include_record and raw.value is not None and len(raw.value) <= MAX_VALUE_SIZE:
-            # Inside JSON's strings there are no line breaks, between its tokens they may be spaces: one line a verdict.
-            body["record"] = orjson.Fragment(raw.value.replace(b"\n", b" ").replace(b"\r", b" "))
+        if row in verdicts.heat_maps:
+            body["heat_map"] = verdicts.heat_maps[row]
+        if has_metadata:
+            body["metadata"] = {name: _cut(value) for name, value in verdicts.batch.metadata(row).items()}
+        if include_record and raw.value is not None and (record := _record(raw.value)) is not None:
+            body["record"] = record
         yield orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
@@ -106,6 +115,24 @@ def flagged_rows(verdicts: Verdicts) -> Sequence[int]:
     """Return the rows that are flagged."""
     rows: list[int] = np.flatnonzero(verdicts.flagged).tolist()
     return rows
+
+
+def _record(value: bytes) -> orjson.Fragment | str | None:
+    """Return a record as JSON; None if it is too large for a message."""
+    is_picture = not value.lstrip().startswith(b"{")  # no JSON object, and yet it was decoded
+    if len(value) > (MAX_VALUE_SIZE * 3 // 4 if is_picture else MAX_VALUE_SIZE):
+        return None
+    if is_picture:
+        return base64.b64encode(value).decode()
+    # Inside JSON's strings there are no line breaks, between its tokens they may be spaces: one line a verdict.
+    return orjson.Fragment(value.replace(b"\n", b" ").replace(b"\r", b" "))
+
+
+def _cut(value: float | bool | str | None) -> float | bool | str | None:
+    """Return a value so short that its verdict fits into a message."""
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        return value[: _MAX_TEXT - 1] + "…"
+    return value
 
 
 def _reason(part: Contribution) -> dict[str, Any]:

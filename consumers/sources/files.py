@@ -1,30 +1,41 @@
-"""Records out of a file: NDJSON, CSV or Parquet, each row as the JSON object it would be in Kafka.
+"""Records out of a file, each row as it would be in Kafka: a JSON object, or the file of a picture.
 
-Also the schema of a file that nobody has described: :func:`infer_schema`.
+Also what a file holds that nobody has described: :func:`record_format` and :func:`infer_schema`. Folders of pictures
+and ``.npz`` are :mod:`consumers.sources.image_files`'s.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from consumers.errors import SourceError
-from consumers.records import Field, FieldKind, Position, RecordSchema, StoredRecord
+from consumers.images import from_base64
+from consumers.reasons import Bad
+from consumers.records import Field, FieldKind, ImageSpec, Position, RecordSchema, StoredRecord
+from consumers.sources.image_files import common_spec, list_files, read_file, read_npz
 
 if TYPE_CHECKING:
     import polars as pl
 
 log = logging.getLogger(__name__)
 
+RecordFormat = Literal["json", "image"]
+
+_POLL_BYTES = 64 << 20
+"""A poll ends when it has read so much, however few records that are."""
 _SLICE = 10_000
 """Rows of a table that are turned into JSON together."""
 _MAX_CATEGORIES = 1000
@@ -35,6 +46,10 @@ _TIME_NAME = re.compile(r"(time|timestamp|date|(^|[^a-z])ts)$", re.IGNORECASE)
 """Numbers are a time only where the name says so: a field of large counts looks the same."""
 _EPOCH_S, _EPOCH_MS = (1e9, 4e9), (1e12, 4e12)
 """Years 2001 to 2096."""
+_IMAGE_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "data:image/")
+"""How JPEG, PNG and WebP begin as text."""
+_IMAGE_NAME = "image"
+"""The field of a file that has nothing but pictures, and so no name for them."""
 
 
 class FileSource:
@@ -43,11 +58,14 @@ class FileSource:
     Parameters
     ----------
     path
-        Ends in ``.ndjson``, ``.jsonl``, ``.csv`` or ``.parquet``; the last two need polars. NDJSON is read as it is
-        asked for, the others are loaded whole. A record's topic is the file's name, its offset the row, counted from
-        0 without blank lines, its timestamp the file's.
+        A folder of pictures, or a file that ends in ``.ndjson``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.npz``; CSV
+        and Parquet need polars. A folder and NDJSON are read as they are asked for, the others are loaded whole. A
+        record's topic is the file's name, its offset the row, counted from 0 without blank lines, its timestamp the
+        file's. In a folder every file is a record, in the order of the paths (see
+        :func:`consumers.sources.image_files.list_files`), and its path there is the key. For ``.npz`` see
+        :func:`consumers.sources.image_files.read_npz`.
     max_batch
-        At most so many records a poll.
+        At most so many records a poll; 64 MiB of them end it earlier.
     committed
         What a former source of this file had in `committed`: reading goes on there. A file has no group that could
         keep it.
@@ -59,13 +77,11 @@ class FileSource:
     """
 
     def __init__(self, path: Path, *, max_batch: int = 1000, committed: Mapping[Position, int] | None = None) -> None:
-        self._position = (path.name, 0)
+        self._position = (_checked(path).resolve().name, 0)
         self._max_batch = max_batch
         self.committed = dict(committed or {})
         """Partition → next offset to read, as committed."""
-        self._next = self.committed.get(self._position, 0)
-        self._timestamp = int(_checked(path).stat().st_mtime * 1000)
-        self._values = islice(_READERS[path.suffix](path), self._next, None)
+        self._records = _records(path, self._position, self.committed.get(self._position, 0))
         self._is_paused = False
         self._is_closed = False
 
@@ -79,12 +95,13 @@ class FileSource:
         """
         if self._is_paused or self._is_closed:
             return []
-        values = list(islice(self._values, self._max_batch))
-        start, self._next = self._next, self._next + len(values)
-        return [
-            StoredRecord(*self._position, offset, self._timestamp, None, value)
-            for offset, value in enumerate(values, start)
-        ]
+        polled, n_bytes = [], 0
+        for record in islice(self._records, self._max_batch):
+            polled.append(record)
+            n_bytes += len(record.value or b"")
+            if n_bytes >= _POLL_BYTES:
+                break
+        return polled
 
     def commit(self, positions: Mapping[Position, int]) -> None:
         """Remember the positions in `committed`, for as long as this object lives."""
@@ -101,7 +118,7 @@ class FileSource:
     def close(self) -> None:
         """Let the file go; twice is fine."""
         self._is_closed = True
-        self._values = islice((), 0)  # drops the generator, and with it the open file
+        self._records = iter(())  # drops the generator, and with it the open file
 
     @property
     def assignment(self) -> frozenset[Position]:
@@ -113,6 +130,26 @@ class FileSource:
         return {}
 
 
+def record_format(path: Path) -> RecordFormat:
+    """Return how the records of a file are written: ``image`` if each is a picture and nothing else, else ``json``.
+
+    A folder and an ``.npz`` have pictures, and so has a Parquet file whose only column is binary. With other columns
+    beside it a record is a JSON object, the picture in base64.
+
+    Raises
+    ------
+    SourceError
+        If the file cannot be read, or is of another kind.
+    """
+    if _checked(path).is_dir() or path.suffix == ".npz":
+        return "image"
+    if path.suffix == ".parquet":
+        with _table_errors(path) as polars:
+            if list(polars.read_parquet_schema(path).values()) == [polars.Binary]:
+                return "image"
+    return "json"
+
+
 def infer_schema(path: Path, *, n: int = 10_000) -> RecordSchema:
     """Return the fields of a file, as its first `n` records show them.
 
@@ -121,26 +158,36 @@ def infer_schema(path: Path, *, n: int = 10_000) -> RecordSchema:
     first timestamp is the record's time. Left out, and logged: lists, fields without a value, and text with too many
     different values (ids, free text).
 
+    Pictures, files or base64, are scaled to the size of the first readable one, at most 256 pixels a side; they are
+    grey if the first 100 are. The first field that has them is the picture.
+
     Raises
     ------
     SourceError
         If the file cannot be read, or has no field that a model could learn from.
     """
+    if record_format(path) == "image":
+        files = (record.value for record in islice(_records(path, ("", 0), 0), n))
+        return RecordSchema((Field(_IMAGE_NAME, FieldKind.IMAGE, image=_spec(path, files)),))
     records = []
-    for value in islice(_READERS[_checked(path).suffix](path), n):
+    for record in islice(_records(path, ("", 0), 0), n):
         try:
-            parsed = orjson.loads(value)
+            parsed = orjson.loads(record.value or b"")
         except orjson.JSONDecodeError:
             continue  # a bad line says nothing about the fields; it becomes a dead letter when it is read
         if isinstance(parsed, dict):
             records.append(dict(_leaves(parsed)))
-    fields = []
+    fields: list[Field] = []
     for field_path in dict.fromkeys(field_path for record in records for field_path in record):
         values = [found for record in records if (found := record.get(field_path)) is not None]
         name = ".".join(field_path)
         kind, why_not = _kind(name, values)
+        if kind is FieldKind.IMAGE and any(field.kind is FieldKind.IMAGE for field in fields):
+            kind, why_not = None, "another field is the picture"
         if kind is None:
             log.info("%s: field %s is left out: %s", path.name, name, why_not)
+        elif kind is FieldKind.IMAGE:
+            fields.append(Field(name, kind, field_path, image=_spec(path, map(_file, values))))
         else:
             fields.append(Field(name, kind, field_path, len(values) == len(records)))
     times = [field.name for field in fields if field.kind is FieldKind.TIMESTAMP]
@@ -150,9 +197,46 @@ def infer_schema(path: Path, *, n: int = 10_000) -> RecordSchema:
         raise SourceError(f"{path}: no records with usable fields among the first {n}: {error}") from error
 
 
+def _spec(path: Path, files: Iterable[bytes | None]) -> ImageSpec:
+    spec = common_spec(files)
+    if spec is None:
+        raise SourceError(f"{path}: none of its first pictures can be read; allowed: JPEG, PNG, WebP")
+    return spec
+
+
+def _file(text: str) -> bytes | None:
+    try:
+        return from_base64(text)
+    except Bad:
+        return None
+
+
+def _records(path: Path, position: Position, start: int) -> Iterator[StoredRecord]:
+    """Yield the records from offset `start` on."""
+    if path.is_dir():
+        for offset, name in enumerate(list_files(path)[start:], start):
+            file = path / name
+            yield StoredRecord(*position, offset, _changed_ms(file), os.fsencode(name), read_file(file))
+        return
+    timestamp = _changed_ms(path)
+    for offset, value in enumerate(islice(_READERS[path.suffix](path), start, None), start):
+        yield StoredRecord(*position, offset, timestamp, None, value)
+
+
+def _changed_ms(path: Path) -> int:
+    try:
+        return int(path.stat().st_mtime * 1000)
+    except OSError:  # gone meanwhile; that it cannot be read is told where it is read
+        return 0
+
+
 def _checked(path: Path) -> Path:
+    if path.is_dir():
+        return path
     if path.suffix not in _READERS:
-        raise SourceError(f"{path}: files of kind {path.suffix!r} are not read; allowed: {', '.join(_READERS)}")
+        raise SourceError(
+            f"{path}: files of kind {path.suffix!r} are not read; allowed: {', '.join(_READERS)}, a folder"
+        )
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file; check the path")
     return path
@@ -169,24 +253,35 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _csv(path: Path) -> Iterator[bytes]:
-    # All rows decide a column's type: with fewer, a text far down in a column of numbers ends the reading.
-    return _rows(path, lambda polars: polars.read_csv(path, infer_schema_length=None))
+    with _table_errors(path) as polars:
+        # All rows decide a column's type: with fewer, a text far down in a column of numbers ends the reading.
+        table = polars.read_csv(path, infer_schema_length=None)
+    return _rows(table)
 
 
-def _parquet(path: Path) -> Iterator[bytes]:
-    return _rows(path, lambda polars: polars.read_parquet(path))
+def _parquet(path: Path) -> Iterator[bytes | None]:
+    with _table_errors(path) as polars:
+        table = polars.read_parquet(path)
+    if table.dtypes == [polars.Binary]:
+        return iter(table.to_series())
+    return _rows(table)
 
 
-def _rows(path: Path, read: Callable[[ModuleType], pl.DataFrame]) -> Iterator[bytes]:
+@contextmanager
+def _table_errors(path: Path) -> Iterator[ModuleType]:
+    """Give polars, and turn its errors into ours."""
     try:
         import polars
     except ImportError as error:
         raise SourceError(f"{path}: reading {path.suffix} needs polars; pip install 'srr-stream[parquet]'") from error
     try:
-        table = read(polars)
+        yield polars
     except (OSError, polars.exceptions.PolarsError) as error:
         first_line = str(error).partition("\n")[0]
         raise SourceError(f"{path}: is no readable {path.suffix} file: {first_line}") from error
+
+
+def _rows(table: pl.DataFrame) -> Iterator[bytes]:
     for part in table.iter_slices(_SLICE):
         for row in part.iter_rows(named=True):
             yield orjson.dumps(row, default=_plain)
@@ -198,14 +293,17 @@ def _plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return str(value)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
+_READERS: Mapping[str, Callable[[Path], Iterator[bytes | None]]] = {
     ".ndjson": _lines,
     ".jsonl": _lines,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".npz": read_npz,
 }
 
 
@@ -231,6 +329,8 @@ def _kind(name: str, values: Sequence[Any]) -> tuple[FieldKind | None, str]:
         return (FieldKind.TIMESTAMP if is_time else FieldKind.NUMERIC), ""
     if kinds == {str} and all(map(_is_iso_8601, values)):
         return FieldKind.TIMESTAMP, ""
+    if kinds == {str} and all(value.startswith(_IMAGE_BASE64) for value in values):
+        return FieldKind.IMAGE, ""
     n_distinct = len(set(values))
     if n_distinct > _MAX_CATEGORIES or n_distinct > max(_MIN_CATEGORIES, len(values) // 2):
         return None, f"{n_distinct} different values in {len(values)} records look like ids or free text"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from models.occ.blend import Blend
 from models.occ.centres import Centres
+from models.occ.energy import Energy
 from models.occ.gde import GDE
 from models.occ.histogram import Histogram
 from models.occ.isolation_forest import IsolationForest
@@ -59,4 +60,5 @@ CLASSIFIERS: dict[str, type[OneClassClassifier]] = {
     "pca": PCA,
     "robust_pca": RobustPCA,
     "centres": Centres,
+    "energy": Energy,
 }

@@ -91,7 +91,7 @@ def _score(
     constants = 0.5 * (log_dets + d * np.log(2.0 * np.pi))
 
     def score_block(block: NDArray[Any]) -> NDArray[np.float64]:
-        centered = np.subtract(block.reshape(-1, m, d), origin, dtype=np.float64)
+        centered = np.subtract(block.reshape(len(block), m, d), origin, dtype=np.float64)
         white = np.matmul(centered.transpose(1, 0, 2), whiten)
         if offsets is not None:
             white -= offsets

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from models.nets.mlp import ProjectionTraining
 
 LEAK = np.float32(0.2)
+_EPOCH_ROWS = 64
 _CHOICES = {"optimizer": ("adam", "sgd"), "head": ("linear", "centres")}
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -48,6 +49,7 @@ class Goad:
     """
 
     name: ClassVar[str] = "goad"
+    takes: ClassVar[str] = "fields"
     shrinkage: ClassVar[float] = 1e-3
 
     def __init__(
@@ -83,7 +85,21 @@ class Goad:
         self._training: ProjectionTraining | None = None
         self._folded: NDArray[np.float32] | None = None
 
-    def fit(self, X: NDArray[np.float32], rng: np.random.Generator, *, device: str = "cpu") -> Self:
+    def steps_per_epoch(self, n_rows: int) -> int:
+        """Return N / 64, the paper's minibatch, whatever this one's is."""
+        return max(1, round(n_rows / _EPOCH_ROWS))
+
+    def warm_up_steps(self, n_rows: int) -> int:
+        """Return an epoch."""
+        return self.steps_per_epoch(n_rows)
+
+    def steps_for(self, n_rows: int) -> int:
+        """Return the minibatches of a training, however many rows there are."""
+        return self.n_steps
+
+    def fit(
+        self, X: NDArray[np.float32], rng: np.random.Generator, *, device: str = "cpu", n_steps: int | None = None
+    ) -> Self:
         """Draw projections and weights for ``(n, d)``, unless a state was loaded; get ready to train on `device`."""
         from models.nets.mlp import ProjectionNet, ProjectionTraining
 

@@ -16,9 +16,23 @@ class Identity:
 
     name: ClassVar[str] = "identity"
     shrinkage: ClassVar[float] = 0.1
-    n_steps: int = 0
+    takes: ClassVar[str] = "fields"
 
-    def fit(self, X: NDArray[np.float32], rng: np.random.Generator, *, device: str = "cpu") -> Self:
+    def steps_per_epoch(self, n_rows: int) -> int:
+        """Return 1, as good as any."""
+        return 1
+
+    def warm_up_steps(self, n_rows: int) -> int:
+        """Return 0: it is as good as it will be."""
+        return 0
+
+    def steps_for(self, n_rows: int) -> int:
+        """Return 0: there is nothing to train."""
+        return 0
+
+    def fit(
+        self, X: NDArray[np.float32], rng: np.random.Generator, *, device: str = "cpu", n_steps: int | None = None
+    ) -> Self:
         """Do nothing: there is nothing to learn."""
         return self
 

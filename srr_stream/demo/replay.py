@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -32,16 +34,20 @@ class Event:
 
 
 def make_stream(
-    values: Iterable[bytes], every: int = MALFORMED_EVERY, *, schema: RecordSchema | None = None
+    values: Iterable[bytes],
+    every: int = MALFORMED_EVERY,
+    *,
+    schema: RecordSchema | None = None,
+    format: Literal["json", "image"] = "json",
 ) -> Iterator[Event]:
     """Yield the records in order, every `every`-th spoilt, each time in another way.
 
     Parameters
     ----------
     values
-        JSON objects.
+        JSON objects, or the files of PNGs, as `format` says.
     schema
-        What the records must be. If given, fields are spoilt too: a number sent as text, a required field left out.
+        What JSON objects must be. If given, fields are spoilt too: a number sent as text, a required field left out.
         If None, only what no schema allows is done.
 
     Examples
@@ -49,7 +55,7 @@ def make_stream(
     >>> [event.value for event in make_stream([b'{"x": 1}'] * 4, every=2)]
     [b'{"x": 1}', b'{"x"', b'{"x": 1}', b'[{"x": 1}]']
     """
-    ways = cycle(_ways(schema))
+    ways = cycle(_ways(schema) if format == "json" else _WAYS_OF_PICTURES)
     for index, value in enumerate(values):
         is_malformed = index % every == every - 1
         yield Event(index, next(ways)(value) if is_malformed else value, is_malformed)
@@ -61,10 +67,14 @@ class Replay:
     Parameters
     ----------
     values
-        JSON objects; read as they are due.
+        JSON objects or PNGs; read as they are due.
     rate
         Records a second, by the clock: a delay is made up for. Key: the running index.
-    every, schema
+    n_at_once
+        So many are produced at the start, as fast as can be: the log of a topic that was there before.
+    hold_at
+        From this index on records wait until :meth:`release`, and then keep to the rate; None: they do not.
+    every, schema, format
         Which records are malformed, and how: see :func:`make_stream`.
     send_timeout_s
         How long the broker may take to accept or to confirm a record; longer ends the replay with an error.
@@ -77,8 +87,11 @@ class Replay:
         topic: str,
         *,
         rate: float,
+        n_at_once: int = 0,
+        hold_at: int | None = None,
         every: int = MALFORMED_EVERY,
         schema: RecordSchema | None = None,
+        format: Literal["json", "image"] = "json",
         send_timeout_s: float = 20.0,
     ) -> None:
         if not (rate > 0 and math.isfinite(rate)):
@@ -89,10 +102,15 @@ class Replay:
         """Indices of what was spoilt on purpose, as far as confirmed."""
         self.error: Exception | None = None
         """What ended the replay before its end."""
-        self._events = make_stream(values, every, schema=schema)
+        self.is_held = False
+        """Whether it waits for :meth:`release`."""
+        self._events = make_stream(values, every, schema=schema, format=format)
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._rate = rate
+        self._n_at_once = n_at_once
+        self._hold_at = hold_at
+        self._released = threading.Event()
         self._send_timeout_s = send_timeout_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
@@ -115,6 +133,10 @@ class Replay:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return whether the replay is done, after waiting for it at most so long."""
         return self._is_done.wait(timeout_s)
+
+    def release(self) -> None:
+        """Hold nothing back any more; twice is fine."""
+        self._released.set()
 
     def stop(self) -> None:
         """Send nothing more and return when what was sent is settled; twice is fine."""
@@ -158,12 +180,23 @@ class Replay:
         """Yield every event when it is due, until told to stop."""
         started = time.monotonic()
         for event in self._events:
-            while time.monotonic() - started < event.index / self._rate:
+            while time.monotonic() - started < max(0, event.index - self._n_at_once) / self._rate:
                 if self._stop.wait(_TICK_S):
                     return
+            if event.index == self._hold_at:
+                started += self._held_for()
             if self._stop.is_set():
                 return
             yield event
+
+    def _held_for(self) -> float:
+        """Return after how many seconds it is released, or told to stop."""
+        since = time.monotonic()
+        self.is_held = True
+        while not (self._released.is_set() or self._stop.wait(_TICK_S)):
+            pass
+        self.is_held = False
+        return time.monotonic() - since
 
     def _confirm(self, event: Event, metadata: Any) -> None:
         if event.is_malformed:
@@ -223,3 +256,33 @@ def _spoilt(value: bytes, *, path: tuple[str, ...] | None, token: bytes | None) 
         return orjson.dumps(record)
     node[last] = _MARK
     return orjson.dumps(record).replace(orjson.dumps(_MARK), token)
+
+
+def _empty(value: bytes) -> bytes:
+    return b""
+
+
+def _under_another_head(value: bytes) -> bytes:
+    return b"GIF89a" + value
+
+
+def _moving(value: bytes) -> bytes:
+    """Say behind the header of a PNG that it has two frames."""
+    if len(value) < _END_OF_HEADER:
+        return _cut(value)  # it was bad before; it stays bad
+    chunk = b"acTL" + struct.pack(">II", 2, 0)
+    frames = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return value[:_END_OF_HEADER] + frames + value[_END_OF_HEADER:]
+
+
+def _with_a_page_behind(value: bytes) -> bytes:
+    return value + b"<html></html>"
+
+
+def _as_text(value: bytes) -> bytes:
+    return orjson.dumps({"picture": value.hex()})
+
+
+_END_OF_HEADER = 33
+"""Bytes of a PNG up to the end of its first chunk."""
+_WAYS_OF_PICTURES: list[_Way] = [_cut, _under_another_head, _moving, _empty, _with_a_page_behind, _as_text]

@@ -1,7 +1,7 @@
 """The demo from beginning to end: broker, topics, replay, service, live view, summary.
 
-Everything is real: a broker in a process of its own, records in Kafka, the service as ``srr-stream run`` runs it. Only
-the window is smaller and the trainings are counted in records, so that it ends in minutes.
+Everything is real: a broker in a process of its own, records in Kafka, the service as ``srr-stream run`` runs it. What
+is done with which data set, so that it ends in minutes, is :mod:`srr_stream.demo.plan`'s.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import orjson
 from rich.console import Console
 
 from consumers.logs import KafkaLog, OffsetRange
-from consumers.records import FieldKind, RecordSchema
+from srr_stream.assembly import make_decoder
 from srr_stream.broker import EmbeddedBroker
 from srr_stream.data import Dataset, load
+from srr_stream.data.fashion_mnist import load_fashion_mnist
 from srr_stream.demo.live import Snapshot, make_view
-from srr_stream.demo.replay import MALFORMED_EVERY, Replay
+from srr_stream.demo.plan import ALERTS, DEAD, EVENTS, SCORES, demo_settings, plan_of
+from srr_stream.demo.replay import Replay
+from srr_stream.demo.sheet import choose, draw_sheet, make_tiles
 from srr_stream.demo.summary import Summary, Verdict, Version, plot, summarise, to_text
 from srr_stream.live_model import Live
-from srr_stream.loading import check_settings
 from srr_stream.registry import Registry
 from srr_stream.service import Service
 from srr_stream.settings import Settings
 
-EVENTS, SCORES, ALERTS, DEAD = "demo.events", "demo.scores", "demo.alerts", "demo.dead-letters"
 _N_PARTITIONS = 4
-_REPLAY_S = 75.0
-"""How long the replay shall take if no rate is given: long enough to see trainings and swaps under way."""
-_MAX_RATE = 2000
+_HOLD_PATIENCE_S = 900.0
+"""How long the replay is held back at most for the first trained model."""
 _PATIENCE_S = 90.0
 """How long after the last record the demo waits for verdicts and for the training under way."""
 _VIEW_EVERY_S = 0.25
@@ -44,12 +44,16 @@ _VIEW_EVERY_S = 0.25
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo is asked for; `rate` in records a second, None: so that it takes 75 s."""
+    """What the demo is asked for; `rate` in records a second, None: as suits the data set."""
 
     dataset: str
     file: Path | None
     rate: int | None
     plot: Path
+    sheet: Path = Path("srr-stream-demo-sheet.png")
+    """Where flagged pictures go."""
+    normal: str = "sneaker"
+    """Of Fashion-MNIST: the class that is normal."""
     scorer_port: int = 0
     trainer_port: int = 0
 
@@ -83,27 +87,39 @@ def run_demo(options: DemoOptions, *, should_stop: Callable[[], bool]) -> DemoRe
     Raises
     ------
     SourceError
-        If the input file cannot be read.
+        If the input file cannot be read, or a data set cannot be fetched.
     """
-    dataset = _dataset(options)
-    n_records = len(dataset)
-    rate = options.rate or max(20, min(_MAX_RATE, round(n_records / _REPLAY_S)))
     console = Console(stderr=True)
+    dataset = _dataset(options, console)
+    n_records = len(dataset)
+    plan = plan_of(dataset, rate=options.rate, is_spoilt=options.file is None)  # nobody's own records are spoilt
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="srr-stream-demo-")))
-        console.print(f"{dataset.name}: {n_records:,} records, {rate:,} a second; starting the embedded broker …")
+        at_once = f"{plan.n_at_once:,} at once, then " if plan.n_at_once else ""
+        pace = f"{n_records:,} records, {at_once}{plan.rate:,} a second"
+        console.print(f"{dataset.name}: {pace}; starting the embedded broker …")
         broker = stack.enter_context(EmbeddedBroker())
         broker.create_topics({EVENTS: _N_PARTITIONS, SCORES: 1, ALERTS: 1, DEAD: 1})
-        settings = demo_settings(dataset.schema, n_records, broker.bootstrap_servers, folder, options)
+        settings = demo_settings(
+            dataset,
+            plan,
+            bootstrap_servers=broker.bootstrap_servers,
+            folder=folder,
+            scorer_port=options.scorer_port,
+            trainer_port=options.trainer_port,
+        )
         progress = Progress(time.monotonic())
         service = Service(settings, on_swap=progress.note_swap)
         replay = Replay(
             dataset.values(),
             broker.bootstrap_servers,
             EVENTS,
-            rate=rate,
-            every=MALFORMED_EVERY if options.file is None else n_records + 1,  # nobody's own records are spoilt
+            rate=plan.rate,
+            n_at_once=plan.n_at_once,
+            hold_at=plan.hold_at,
+            every=plan.malformed_every,
             schema=dataset.schema,
+            format=dataset.format,
         )
         with _in_thread(service):
             console.print(f"scorer: http://127.0.0.1:{service.port}/metrics; trainer: a process beside it")
@@ -115,52 +131,19 @@ def run_demo(options: DemoOptions, *, should_stop: Callable[[], bool]) -> DemoRe
         seconds = time.monotonic() - progress.started
         verdicts = _read(broker.bootstrap_servers, SCORES)
         dead = _read(broker.bootstrap_servers, DEAD)
-        rejected = _rejected(service.registry)
+        more = _rejected(service.registry)
+        if dataset.has_pictures:
+            more.append(_sheet(dataset, replay, verdicts, service.registry, settings, options.sheet))
     result = _result(dataset, replay, verdicts, dead, progress, seconds, options.plot, was_stopped=should_stop())
-    return replace(result, text="\n".join([result.text, *rejected]))
+    return replace(result, text="\n".join([result.text, *more]))
 
 
-def demo_settings(
-    schema: RecordSchema, n_records: int, bootstrap_servers: str, folder: Path, options: DemoOptions
-) -> Settings:
-    """Return the settings of a demo over `n_records` records: a first model early, then a training each eighth."""
-    min_size = max(50, min(2000, n_records // 6))
-    return check_settings(
-        {
-            "kafka": {"bootstrap_servers": bootstrap_servers},
-            "input": {"topics": [EVENTS], "start": "earliest", "session_timeout": "6s", "max_batch": 1000},
-            "record": {"fields": _fields(schema), "time_field": schema.time_field},
-            "output": {"scores_topic": SCORES, "alerts_topic": ALERTS, "dead_letter_topic": DEAD},
-            "window": {"min_size": min_size, "max_size": max(min_size, min(20_000, n_records))},
-            "training": {
-                "every": None,
-                "every_records": max(50, n_records // 8),
-                "min_interval": "10s",
-                "check_every": "200ms",
-                "nice": 5,
-            },
-            "registry": {"url": str(folder / "registry"), "keep": 50, "poll_every": "200ms"},
-            "http": {
-                "host": "127.0.0.1",
-                "scorer_port": options.scorer_port,
-                "trainer_port": options.trainer_port,
-            },
-        },
-        use_environment=False,
-    )
-
-
-def _fields(schema: RecordSchema) -> list[dict[str, Any]]:
-    return [
-        {"name": f.name, "kind": FieldKind(f.kind).value, "path": ".".join(f.path), "required": f.is_required}
-        for f in schema.fields
-    ]
-
-
-def _dataset(options: DemoOptions) -> Dataset:
+def _dataset(options: DemoOptions, console: Console) -> Dataset:
+    if options.file is None and options.dataset == "fashion-mnist":
+        return load_fashion_mnist(options.normal, on_fetch=lambda url: console.print(f"fetching {url} …"))
     if options.file is None:
         return load(options.dataset)
-    from consumers.sources.files import FileSource, infer_schema
+    from consumers.sources.files import FileSource, infer_schema, record_format
 
     schema = infer_schema(options.file)
     source = FileSource(options.file)
@@ -170,7 +153,7 @@ def _dataset(options: DemoOptions) -> Dataset:
             values.extend(record.value or b"" for record in records)
     finally:
         source.close()
-    return Dataset.from_values(options.file.name, schema, values)
+    return Dataset.from_values(options.file.name, schema, values, format=record_format(options.file))
 
 
 @contextmanager
@@ -212,6 +195,8 @@ def _watch(
         while not should_stop():
             snapshot = _snapshot(service, replay, progress, n_records, settings)
             view.update(snapshot)
+            if replay.is_held and (len(service.registry.versions()) > 1 or snapshot.elapsed_s > _HOLD_PATIENCE_S):
+                replay.release()
             if replay.is_done and deadline == float("inf"):
                 deadline = time.monotonic() + _PATIENCE_S
             n_answered = snapshot.scored + snapshot.dead_lettered
@@ -252,7 +237,7 @@ def _snapshot(service: Service, replay: Replay, progress: Progress, n_records: i
         lag=max(0, replay.n_produced - scored - int(dead)),
         window_size=status.n_records if status is not None else 0,
         window_target=settings.window.min_size,
-        trainer_status=f"{status.phase}: {status.detail}" if status is not None else "",
+        trainer_status=_trainer_status(service, replay),
         training_step=status.step if status is not None else 0,
         training_n_steps=status.n_steps if status is not None else 0,
         excluded_ratio=status.excluded_ratio if status is not None else None,
@@ -263,6 +248,14 @@ def _snapshot(service: Service, replay: Replay, progress: Progress, n_records: i
             for at_s, swapped in progress.swaps
         ),
     )
+
+
+def _trainer_status(service: Service, replay: Replay) -> str:
+    if service.trainer is None:
+        return ""
+    status = service.trainer.status
+    waits = "; the rest of the stream waits for it" if replay.is_held else ""
+    return f"{status.phase}: {status.detail}{waits}"
 
 
 def _read(bootstrap_servers: str, topic: str) -> list[Any]:
@@ -304,6 +297,30 @@ def _result(
     plot(picture, rows, versions, title=f"{dataset.name}: {len(rows):,} records")
     failure = failure_of(summary, n_malformed=len(replay.malformed), error=replay.error, was_stopped=was_stopped)
     return DemoResult(summary, to_text(summary, picture), failure)
+
+
+def _sheet(
+    dataset: Dataset, replay: Replay, records: list[Any], registry: Registry, settings: Settings, path: Path
+) -> str:
+    """Draw the contact sheet of what was flagged, and return a line about it."""
+    verdicts = [_verdict(record) for record in records]
+    chosen = choose(verdicts)
+    index = {verdict.id: replay.index_by_id[verdict.id] for verdict in chosen}
+    wanted = set(index.values())
+    value = {i: content for i, content in enumerate(dataset.values()) if i in wanted}
+    kinds = {id_: dataset.kinds[i] for id_, i in index.items()} if dataset.kinds is not None else {}
+    tiles = make_tiles(
+        chosen,
+        {id_: value[i] for id_, i in index.items()},
+        kinds,
+        make_decoder(settings),
+        lambda version: registry.load(version)[0],
+    )
+    n_flagged = len({verdict.id for verdict in verdicts if verdict.flagged})
+    n_shown = sum(tile.verdict.flagged for tile in tiles)
+    which = f", the {n_shown} with the highest severity" if n_shown < n_flagged else ""
+    draw_sheet(path, tiles, title=f"{dataset.name}: {n_flagged:,} of {len(verdicts):,} pictures flagged{which}")
+    return f"contact sheet: {path}, {n_shown:,} of the {n_flagged:,} flagged pictures with their heat maps"
 
 
 def _rejected(registry: Registry) -> list[str]:

@@ -21,7 +21,7 @@ from srr_stream.demo.live import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH = 110
+_WIDTH = 118
 _N_BINS = 60
 """Slices of time over which the picture averages the flagged rate."""
 _N_BARS, _MAX_SEVERITY = 80, 20.0
@@ -59,6 +59,8 @@ class VersionFigures:
     version: Version
     scored: int
     flagged: int
+    auc: float | None = None
+    """Of what it scored; None without labels, and unless there are records of both kinds among it."""
 
     @property
     def flagged_ratio(self) -> float | None:
@@ -77,6 +79,7 @@ class VersionFigures:
             "window": version.n_records,
             "scored": self.scored,
             "flagged_ratio": self.flagged_ratio,
+            "auc": self.auc,
         }
 
 
@@ -158,6 +161,7 @@ def summarise(
     known_dead = [id_ for id_ in dead_ids if id_ in index_by_id]
     n_answers = Counter([verdict.id for verdict in known]) + Counter(known_dead)
     first = list({verdict.id: verdict for verdict in reversed(known)}.values())
+    labels = is_anomaly[[index_by_id[v.id] for v in first]] if is_anomaly is not None else None
     return Summary(
         produced=len(index_by_id),
         scored=len(first),
@@ -165,16 +169,18 @@ def summarise(
         malformed=len(malformed),
         missing=len(index_by_id) - len(n_answers),
         doubled=sum(n > 1 for n in n_answers.values()),
-        versions=tuple(_figures(version, first) for version in versions),
+        versions=tuple(_figures(version, first, labels) for version in versions),
         flagged=sum(verdict.flagged for verdict in first),
-        quality=_quality(first, is_anomaly[[index_by_id[v.id] for v in first]]) if is_anomaly is not None else None,
+        quality=_quality(first, labels) if labels is not None else None,
         seconds=seconds,
     )
 
 
-def _figures(version: Version, verdicts: Sequence[Verdict]) -> VersionFigures:
-    flags = [verdict.flagged for verdict in verdicts if verdict.version == version.number]
-    return VersionFigures(version, len(flags), sum(flags))
+def _figures(version: Version, verdicts: Sequence[Verdict], is_anomaly: NDArray[np.bool_] | None) -> VersionFigures:
+    rows = [row for row, verdict in enumerate(verdicts) if verdict.version == version.number]
+    mine = [verdicts[row] for row in rows]
+    auc = _quality(mine, is_anomaly[rows]).auc if is_anomaly is not None and mine else None
+    return VersionFigures(version, len(mine), sum(verdict.flagged for verdict in mine), auc)
 
 
 def _quality(verdicts: Sequence[Verdict], is_anomaly: NDArray[np.bool_]) -> Quality:
@@ -215,7 +221,8 @@ def _quality_line(quality: Quality) -> str:
 
 def _versions_table(versions: Sequence[VersionFigures]) -> Table:
     table = Table("version", "live after", "representation", "trained because")
-    for header in ("window", "excluded", "scored", "flagged"):
+    has_auc = any(each.auc is not None for each in versions)
+    for header in ("window", "excluded", "scored", "flagged", *(["AUC"] if has_auc else [])):
         table.add_column(header, justify="right")
     for each in versions:
         version = each.version
@@ -228,6 +235,7 @@ def _versions_table(versions: Sequence[VersionFigures]) -> Table:
             percent(version.excluded_ratio),
             f"{each.scored:,}",
             percent(each.flagged_ratio),
+            *(["-" if each.auc is None else f"{each.auc:.3f}"] if has_auc else []),
         )
     return table
 

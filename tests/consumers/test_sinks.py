@@ -14,7 +14,17 @@ import pytest
 
 from consumers.errors import SinkError, TopicMissing
 from consumers.logs import KafkaLog, OffsetRange
-from consumers.records import BadRecord, RawRecord, StoredRecord, Verdicts
+from consumers.records import (
+    BadRecord,
+    Batch,
+    Field,
+    FieldKind,
+    ImageSpec,
+    RawRecord,
+    RecordSchema,
+    StoredRecord,
+    Verdicts,
+)
 from consumers.sinks import Sink
 from consumers.sinks.kafka import KafkaSink
 from consumers.sinks.memory import MemorySink
@@ -154,6 +164,54 @@ def test_a_record_too_large_for_a_message_is_left_out_of_its_verdict(verdicts: V
         verdict_bodies(replace(verdicts, batch=replace(verdicts.batch, raw=[large, *others])), include_record=True)
     )
     assert ["record" in json.loads(body) for body in bodies] == [False, True, True]
+
+
+def of_pictures(values: list[bytes], columns: dict[str, Any], *fields: Field) -> Verdicts:
+    """Return verdicts on pictures with what is beside them."""
+    schema = RecordSchema((Field("photo", FieldKind.IMAGE, image=ImageSpec(2, 2)), *fields))
+    raw = [StoredRecord("in", 0, i, 0, None, value) for i, value in enumerate(values)]
+    n, nothing = len(raw), np.zeros(len(raw))
+    photos = np.zeros((n, 2, 2, 3), dtype=np.uint8)
+    batch = Batch(schema, {"photo": photos, **columns}, raw, np.zeros(n, dtype=np.int64))
+    return Verdicts(batch, 1, nothing, nothing, nothing, nothing.astype(np.bool_))
+
+
+def test_what_is_beside_a_picture_is_the_verdict_s_metadata() -> None:
+    columns = {
+        "camera": np.array(["gate-2", None], dtype=object),
+        "exposure": np.array([0.5, np.nan]),
+        "flash": np.array([1.0, np.nan]),
+    }
+    fields = (Field("camera", FieldKind.CATEGORICAL), Field("exposure"), Field("flash", FieldKind.BOOLEAN))
+    bodies = [json.loads(body) for body in verdict_bodies(of_pictures([b"{}", b"{}"], columns, *fields))]
+    assert [body["metadata"] for body in bodies] == [
+        {"camera": "gate-2", "exposure": 0.5, "flash": True},
+        {"camera": None, "exposure": None, "flash": None},
+    ]
+    assert "photo" not in bodies[0]
+
+
+def test_a_long_text_beside_a_picture_is_cut() -> None:
+    columns = {"note": np.array(["x" * 2_000_000], dtype=object)}
+    (body,) = verdict_bodies(of_pictures([b"{}"], columns, Field("note", FieldKind.CATEGORICAL)))
+    assert json.loads(body)["metadata"]["note"] == "x" * 999 + "…"
+
+
+def test_without_a_picture_or_anything_beside_it_there_is_no_metadata(verdicts: Verdicts) -> None:
+    bodies = [*verdict_bodies(verdicts), *verdict_bodies(of_pictures([b"\xff\xd8\xff"], {}))]
+    assert all("metadata" not in json.loads(body) for body in bodies)
+
+
+def test_a_record_that_is_a_picture_goes_along_as_base64_if_it_fits() -> None:
+    values = [
+        b"\xff\xd8\xff\n\x00",
+        b"\x89PNG" + bytes(MAX_VALUE_SIZE * 3 // 4 - 4),
+        b"\x89PNG" + bytes(MAX_VALUE_SIZE),
+    ]
+    bodies = list(verdict_bodies(of_pictures(values, {}), include_record=True))
+    assert base64.b64decode(json.loads(bodies[0])["record"]) == values[0]
+    assert MAX_VALUE_SIZE < len(bodies[1]) < 1_000_000
+    assert "record" not in json.loads(bodies[2])
 
 
 @pytest.mark.parametrize("time_ms", [-1, 0, 10**18, -(10**18)])

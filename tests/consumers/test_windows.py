@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.decoding import JsonDecoder
+from consumers import windows
+from consumers.decoding import ImageDecoder, JsonDecoder
 from consumers.logs import MemoryLog, OffsetRange
-from consumers.records import Field, Position, RecordSchema
+from consumers.records import Field, FieldKind, ImageSpec, Position, RecordSchema, StoredRecord
 from consumers.windows import WindowReader, latest, sample
 
 SCHEMA = RecordSchema((Field("x"),))
@@ -176,3 +180,43 @@ def test_a_partition_that_appears_between_two_questions_breaks_nothing() -> None
     log.append("t", b'{"x": 0}')
     assert reader(log).available() == 1
     assert reader(log).ranges()[0] == OffsetRange("t", 0, 0, 1)
+
+
+# Pictures
+
+
+def of_pictures(values: list[bytes], **options: Any) -> WindowReader:
+    log = MemoryLog()
+    for i, value in enumerate(values):
+        log.append("t", value, partition=i % 2, timestamp=i)
+    schema = RecordSchema((Field("photo", FieldKind.IMAGE, image=ImageSpec(3, 2, "grey")),))
+    return WindowReader(log, ImageDecoder(schema), max_size=1000, **options)
+
+
+def test_pictures_come_in_the_order_of_time_without_their_files(
+    encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_CHUNK_BYTES", 300)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 2, 3), dtype=np.uint8)
+    values = [encode(PIL.Image.fromarray(picture), "PNG") for picture in pixels]
+    values[3] = b"nonsense"
+    window = of_pictures(values).read()
+    good = [i for i in range(20) if i != 3]
+    assert np.array_equal(window.batch.columns["photo"], pixels[good][..., None])
+    assert window.batch.time_ms.tolist() == good
+    assert [(record.offset, record.value) for record in window.batch.raw] == [(i // 2, None) for i in good]
+    assert window.bad_reasons == {"not_an_image": 1}
+
+
+@pytest.mark.parametrize("values", [[], [b"nonsense"]])
+def test_a_window_without_pictures_has_their_shape(values: list[bytes]) -> None:
+    batch = of_pictures(values).read().batch
+    assert (batch.columns["photo"].shape, batch.columns["photo"].dtype) == ((0, 2, 3, 1), np.uint8)
+
+
+def test_records_are_decoded_in_chunks_of_so_many_or_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_CHUNK", 4)
+    monkeypatch.setattr(windows, "_CHUNK_BYTES", 10)
+    sizes = [1, 1, 1, 1, 20, 3, 3, 3, 3, 1]
+    records = [StoredRecord("t", 0, i, 0, None, bytes(size)) for i, size in enumerate(sizes)]
+    assert [len(chunk) for chunk in windows._chunks(iter(records))] == [4, 1, 4, 1]

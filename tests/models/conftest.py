@@ -44,6 +44,21 @@ def make_columns(
     return columns, is_anomaly
 
 
+def make_pictures(
+    n: int, *, seed: int = 0, side: int = 16, n_channels: int = 1, contamination: float = 0.0
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return noisy stripes ``(n, side, side, n_channels)`` that lie about level; those of anomalies are turned."""
+    rng = np.random.default_rng(seed)
+    is_anomaly = rng.random(n) < contamination
+    angle = rng.normal(0.0, 0.15, size=n) + is_anomaly * rng.uniform(0.8, 1.6, size=n)
+    phase = rng.uniform(0.0, 2.0 * np.pi, size=n)
+    angle, phase = angle[:, None, None], phase[:, None, None]
+    y, x = np.mgrid[:side, :side]
+    stripes = np.sin(2.0 * np.pi * (x * np.sin(angle) + y * np.cos(angle)) / 5.0 + phase)
+    pixels = 128.0 + 60.0 * stripes[..., None] + rng.normal(0.0, 12.0, size=(n, side, side, n_channels))
+    return np.clip(pixels, 0.0, 255.0).astype(np.uint8), is_anomaly
+
+
 def take(columns: Mapping[str, NDArray[Any]], rows: Any) -> dict[str, NDArray[Any]]:
     """Return the same columns with some of the rows."""
     return {name: column[rows] for name, column in columns.items()}
@@ -62,6 +77,11 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", name="make_columns")
 def _make_columns() -> MakeColumns:
     return make_columns
+
+
+@pytest.fixture(scope="session", name="make_pictures")
+def _make_pictures() -> Callable[..., tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    return make_pictures
 
 
 @pytest.fixture(scope="session", name="take")

@@ -11,9 +11,11 @@ import polars as pl
 import pytest
 from river import evaluate, metrics, stream
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from models.estimator import SRRDetector
+from models.evaluation import roc_auc
 from models.presets import PRESETS
 from models.river_adapter import RiverSRR
 
@@ -125,6 +127,101 @@ def test_a_known_contamination_sets_gamma(X: np.ndarray) -> None:
     assert SRRDetector(contamination=0.04, random_state=0).fit(X).report_.gamma == 0.08
     with pytest.raises(ValueError, match="contamination is 'some'; allowed: 'auto' or a share"):
         SRRDetector(contamination="some").fit(X)
+
+
+@pytest.fixture
+def pictures(make_pictures: Any) -> np.ndarray:
+    made = make_pictures(120)[0]
+    made[:8] = np.random.default_rng(0).integers(0, 256, size=(8, 16, 16, 1), dtype=np.uint8)
+    return np.asarray(made)
+
+
+@pytest.mark.parametrize("preset", ["pixels", "cutpaste"])
+def test_pictures_are_rows_too(preset: str, pictures: np.ndarray) -> None:
+    options = {"width": 4, "head_width": 8, "n_epochs": 1, "batch_rows": 16} if preset == "cutpaste" else None
+    detector = SRRDetector(preset, representation_options=options, random_state=0, device="cpu").fit(pictures)
+    assert detector.model_.fields == ("image",)
+    assert detector.n_features_in_ == 16 * 16
+    score = detector.decision_function(pictures)
+    np.testing.assert_array_equal(score, detector.decision_scores_)
+    np.testing.assert_array_equal(detector.score_samples(pictures), -score)
+    np.testing.assert_array_equal(detector.predict(pictures), detector.labels_)
+    np.testing.assert_array_equal(score >= detector.threshold_, detector.labels_ == 1)
+    assert roc_auc(np.arange(120) < 8, score) > 0.9
+    assert detector.refined_mask_[:8].mean() < 0.5 < detector.refined_mask_[8:].mean()
+    np.testing.assert_allclose(detector.predict_proba(pictures).sum(axis=1), 1.0)
+    explained = detector.explain(pictures[:3])
+    np.testing.assert_allclose(explained.values[:, 0] + explained.base, score[:3])
+    maps = detector.heat_maps(pictures[:3])
+    assert maps.shape == (3, 16, 16)
+    np.testing.assert_array_equal(maps, detector.model_.heat_maps({"image": pictures[:3]}))
+    assert detector.predict(pictures[:0]).shape == (0,)
+
+
+def test_grey_pictures_need_no_axis_of_channels(pictures: np.ndarray) -> None:
+    with_axis, without = (SRRDetector("pixels", random_state=0).fit(X) for X in (pictures, pictures[..., 0]))
+    np.testing.assert_array_equal(with_axis.decision_scores_, without.decision_scores_)
+    np.testing.assert_array_equal(with_axis.predict(pictures[..., 0]), without.predict(pictures))
+    np.testing.assert_array_equal(without.predict([picture[..., 0] for picture in pictures]), without.labels_)
+
+
+def test_the_same_random_state_gives_the_same_scores_of_pictures(make_pictures: Any) -> None:
+    colour = make_pictures(60, n_channels=3)[0]
+    options = {"width": 4, "head_width": 8, "n_epochs": 1, "batch_rows": 16}
+    detector = SRRDetector("cutpaste", representation_options=options, random_state=3, device="cpu")
+    np.testing.assert_array_equal(detector.fit(colour).decision_scores_, clone(detector).fit(colour).decision_scores_)
+    assert detector.n_features_in_ == 16 * 16 * 3
+
+
+@pytest.mark.parametrize(
+    ("preset", "make", "message"),
+    [
+        ("pixels", lambda X: X / 255.0, r"X is float64 of shape \(120, 16, 16, 1\); needed for pictures: uint8"),
+        ("pixels", lambda X: X.astype(np.int64), "X is int64 of shape"),
+        ("pixels", lambda X: X.reshape(120, 256), r"X is uint8 of shape \(120, 256\); needed for pictures: uint8"),
+        ("pixels", lambda X: pd.DataFrame(X.reshape(120, 256)), r"X is uint8 of shape \(120, 256\); needed"),
+        ("pixels", lambda X: np.repeat(X, 2, axis=3), "with 2 channels; allowed: 1"),
+        (
+            "default",
+            lambda X: X,
+            r"X is uint8 of shape \(120, 16, 16, 1\): pictures, .*; presets for pictures: pixels,",
+        ),
+        ("default", lambda X: X[..., 0], r"X is uint8 of shape \(120, 16, 16\): pictures, where fields"),
+        ("default", lambda X: X / 255.0, "Found array with dim 4"),
+    ],
+)
+def test_rows_of_the_other_kind_are_refused(preset: str, make: Any, message: str, pictures: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=message):
+        SRRDetector(preset, random_state=0).fit(make(pictures))
+
+
+def test_what_was_fitted_decides_what_can_be_scored(pictures: np.ndarray, X: np.ndarray) -> None:
+    of_pictures, of_fields = SRRDetector("pixels", random_state=0).fit(pictures), SRRDetector(random_state=0).fit(X)
+    with pytest.raises(ValueError, match="X has 240 features, but SRRDetector is expecting 256 features as input"):
+        of_pictures.predict(pictures[:, 1:])
+    with pytest.raises(
+        ValueError, match=r"is uint8 of shape \(120, 8, 32, 1\); needed: uint8 of shape \(n, 16, 16, 1\)"
+    ):
+        of_pictures.predict(pictures.reshape(120, 8, 32))
+    with pytest.raises(ValueError, match="needed for pictures: uint8"):
+        of_pictures.predict(X)
+    with pytest.raises(ValueError, match=r"presets for pictures: pixels, cutpaste"):
+        of_fields.predict(pictures)
+    with pytest.raises(ValueError, match="no heat maps: it scores the fields x0, x1, x2, x3; use explain"):
+        of_fields.heat_maps(X)
+    for act in ("predict", "heat_maps"):
+        with pytest.raises(NotFittedError):
+            getattr(SRRDetector("pixels"), act)(pictures)
+
+
+def test_a_detector_of_frames_can_be_fitted_to_pictures_and_back(pictures: np.ndarray, X: np.ndarray) -> None:
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    detector = SRRDetector(random_state=0).fit(frame)
+    detector.set_params(preset="pixels").fit(pictures)
+    assert detector.n_features_in_ == 256
+    assert not hasattr(detector, "feature_names_in_")
+    detector.set_params(preset="default").fit(frame)
+    assert detector.n_features_in_ == 4
 
 
 def test_river_evaluates_it_progressively() -> None:

@@ -17,6 +17,7 @@ from sklearn.svm import OneClassSVM
 
 from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.centres import Centres
+from models.occ.energy import Energy
 from models.occ.flattening import choose_rows
 from models.occ.gde import GDE, score_together
 from models.occ.isolation_forest import IsolationForest
@@ -29,7 +30,7 @@ from models.state import State
 
 SATURATES = {"ocsvm", "isolation_forest"}
 """Scores of these stop growing somewhere away from the fitted rows."""
-COUNTS_WEIGHTS = {"gde": 1e-9, "kde": 1e-9, "pca": 1e-9, "centres": 1e-9, "ocsvm": 1e-2}
+COUNTS_WEIGHTS = {"gde": 1e-9, "kde": 1e-9, "pca": 1e-9, "centres": 1e-9, "ocsvm": 1e-2, "energy": 0.0}
 """To these a weight of two is a row given twice, within this tolerance; libsvm stops at 1e-3."""
 
 Classifier = type[OneClassClassifier]
@@ -443,6 +444,35 @@ def test_the_score_of_a_single_transformation_is_the_squared_distance_to_its_cen
     expected = np.square(Z - Z.mean(axis=0)).sum(axis=1)
     np.testing.assert_allclose(Centres().fit(Z).score(Z), expected, rtol=1e-9)
     np.testing.assert_allclose(Centres().fit(Z[:, None]).score(Z[:, None]), expected, rtol=1e-9)
+
+
+def test_energy_is_the_squared_distance_from_nothing_whatever_it_was_fitted_to(Z: np.ndarray) -> None:
+    expected = [sum(float(value) ** 2 for value in row.ravel()) for row in Z]
+    for fitted in (Energy().fit(Z), Energy().fit(Z[:1] + 100.0), Energy().fit(Z, np.zeros(len(Z)))):
+        np.testing.assert_allclose(fitted.score(Z), expected, rtol=1e-9)
+    # Not to the middle of the rows, as every other classifier.
+    assert Energy().fit(Z + 50.0).score(np.zeros((1, *Z.shape[1:])))[0] == 0.0
+
+
+def test_the_gradient_of_energy_is_the_slope_of_the_score(Z: np.ndarray) -> None:
+    with pytest.raises(RuntimeError, match="Energy is not fitted; call fit first"):
+        Energy().gradient(Z)
+    gradient = Energy().fit(Z).gradient(Z)
+    assert (gradient.shape, gradient.dtype) == (Z.shape, np.float64)
+    direction = np.random.default_rng(1).normal(size=Z.shape)
+    up, down = (Energy().fit(Z).score(Z + sign * 1e-3 * direction) for sign in (1.0, -1.0))
+    slope = (gradient * direction).reshape(len(Z), -1).sum(axis=1)
+    np.testing.assert_allclose((up - down) / 2e-3, slope, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [2, 8, 12])
+@pytest.mark.parametrize("n", [1, 6, 200])
+def test_the_gaussian_refuses_rows_of_another_width(n: int, d: int) -> None:
+    gde = GDE().fit(np.random.default_rng(0).normal(size=(50, 4)))
+    with pytest.raises(ValueError, match="shape"):
+        gde.score(np.zeros((n, d)))
+    with pytest.raises(ValueError, match="shape"):
+        score_together([gde, gde], np.zeros((n, d)))
 
 
 def test_states_with_values_that_cannot_be_are_refused() -> None:

@@ -2,70 +2,333 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional
 
-from models.nets import mlp
+from models.nets import inference, mlp
+from models.nets.resnet import ResNet18
 from models.representations import REPRESENTATIONS, Representation
 from models.representations.goad import LEAK, Goad
 from models.state import State
 
 QUICK: dict[str, Any] = {"n_transforms": 8, "n_steps": 60, "batch_rows": 32}
-OPTIONS: dict[str, dict[str, Any]] = {"identity": {}, "goad": QUICK}
+TINY: dict[str, Any] = {"width": 4, "batch_rows": 8, "n_epochs": 1, "steps_per_epoch": 3}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "goad": QUICK,
+    "pixels": {},
+    "rotation": TINY,
+    "contrastive": {**TINY, "head_layers": 1, "head_width": 8},
+    "cutpaste": {**TINY, "head_width": 8},
+    "denoising_autoencoder": TINY,
+    "robust_autoencoder": TINY,
+    "frozen": {},
+}
+"""Of every representation; the path of the frozen one is that of the fixture `_encoder`."""
+TURNS_PICTURES = {"rotation", "contrastive"}
+"""They need square ones."""
+CASES = [
+    (name, shape)
+    for name in sorted(REPRESENTATIONS)
+    for shape in (
+        [(7,)]
+        if REPRESENTATIONS[name].takes == "fields"
+        else [(16, 16, 1), (20, 20, 3) if name in TURNS_PICTURES else (20, 24, 3)]
+    )
+]
+"""Every representation with every kind of rows that it takes."""
+PICTURE_CASES = [(name, shape) for name, shape in CASES if REPRESENTATIONS[name].takes == "picture"]
+FIELD_NAMES = sorted(name for name, each in REPRESENTATIONS.items() if each.takes == "fields")
 
 
 def test_every_representation_is_tested() -> None:
     assert set(OPTIONS) == set(REPRESENTATIONS)
+    assert {each.takes for each in REPRESENTATIONS.values()} == {"fields", "picture"}
 
 
-@pytest.fixture(params=sorted(REPRESENTATIONS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", autouse=True)
+def _encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An encoder that somebody else trained, say, for colours."""
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    torch.manual_seed(0)
+    safetensors.torch.save_file(ResNet18(3, 4, stem="full").state_dict(), path)
+    OPTIONS["frozen"]["path"] = str(path)
+    yield
+    del OPTIONS["frozen"]["path"]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'x'.join(map(str, case[1]))}")
+def case(request: pytest.FixtureRequest) -> tuple[str, tuple[int, ...]]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def name(case: tuple[str, tuple[int, ...]]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def rows(case: tuple[str, tuple[int, ...]]) -> np.ndarray:
+    return made_rows(case[1])
 
 
 @pytest.fixture
 def X() -> np.ndarray:  # noqa: N802
-    return np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32)
+    return made_rows((7,))
 
 
-def fitted(name: str, X: np.ndarray, seed: int = 0) -> Representation:
-    representation = REPRESENTATIONS[name](**OPTIONS[name])
+def made_rows(shape: tuple[int, ...]) -> np.ndarray:
+    """Return matrices of scaled fields, or pictures whose pixels are anything."""
+    rng = np.random.default_rng(0)
+    if len(shape) == 1:
+        return rng.normal(size=(300, *shape)).astype(np.float32)
+    return rng.integers(0, 256, size=(130 if shape[2] == 1 else 70, *shape), dtype=np.uint8)
+
+
+def fitted(name: str, X: np.ndarray, seed: int = 0, **options: Any) -> Representation:
+    representation = REPRESENTATIONS[name](**{**OPTIONS[name], **options})
     assert representation.fit(X, np.random.default_rng(seed)) is representation
-    representation.update(X, representation.n_steps)
+    representation.update(X, representation.steps_for(len(X)))
     return representation
 
 
-def test_embeddings_are_finite_float32_and_leave_the_input_untouched(name: str, X: np.ndarray) -> None:
-    before = X.copy()
-    Z = fitted(name, X).embed(X)
+def test_embeddings_are_finite_float32_and_leave_the_input_untouched(name: str, rows: np.ndarray) -> None:
+    before = rows.copy()
+    representation = fitted(name, rows)
+    Z = representation.embed(rows)
     assert Z.dtype == np.float32
     assert Z.ndim in (2, 3)
-    assert len(Z) == len(X)
+    assert len(Z) == len(rows)
     assert np.isfinite(Z).all()
-    np.testing.assert_array_equal(X, before)
-    assert fitted(name, X).embed(X[:0]).shape == (0, *Z.shape[1:])
+    assert (Z[0] != Z).any()
+    np.testing.assert_array_equal(rows, before)
+    assert representation.embed(rows[:0]).shape == (0, *Z.shape[1:])
 
 
-def test_the_same_seed_gives_the_same_embedding(name: str, X: np.ndarray) -> None:
-    np.testing.assert_array_equal(fitted(name, X).embed(X), fitted(name, X).embed(X))
+def test_the_same_seed_gives_the_same_embedding(name: str, rows: np.ndarray) -> None:
+    np.testing.assert_array_equal(fitted(name, rows).embed(rows), fitted(name, rows).embed(rows))
 
 
-def test_a_row_is_embedded_alike_in_every_batch_bit_for_bit(name: str, X: np.ndarray) -> None:
-    representation = fitted(name, X)
-    together = representation.embed(X)
-    for size in (1, 3, 128, 200):
-        parts = [representation.embed(X[start : start + size]) for start in range(0, len(X), size)]
+def check_batches(representation: Representation, rows: np.ndarray) -> None:
+    together = representation.embed(rows)
+    for size in (3, 16, 64, 128)[: 4 if rows.ndim == 2 or len(rows) > 64 else 3]:
+        parts = [representation.embed(rows[start : start + size]) for start in range(0, len(rows), size)]
         np.testing.assert_array_equal(np.concatenate(parts), together)
+    some = range(0, len(rows), 9)
+    np.testing.assert_array_equal(np.concatenate([representation.embed(rows[i : i + 1]) for i in some]), together[some])
+    np.testing.assert_array_equal(representation.embed(rows[::-1]), together[::-1])
 
 
-def test_a_copy_from_its_state_embeds_alike(name: str, X: np.ndarray) -> None:
-    representation = fitted(name, X)
-    copy = REPRESENTATIONS[name].from_state(representation.state())
-    np.testing.assert_array_equal(copy.embed(X), representation.embed(X))
+def test_a_row_is_embedded_alike_in_every_batch_bit_for_bit(name: str, rows: np.ndarray) -> None:
+    check_batches(fitted(name, rows), rows)
+
+
+@pytest.mark.parametrize(("name", "shape"), PICTURE_CASES)
+def test_so_it_is_without_onnx_runtime(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "has_onnxruntime", lambda: False)
+    pictures = made_rows(shape)[:40]
+    check_batches(fitted(name, pictures), pictures)
+
+
+def test_a_copy_from_its_state_embeds_alike(name: str, rows: np.ndarray) -> None:
+    representation = fitted(name, rows)
+    state = representation.state()
+    copy = REPRESENTATIONS[name].from_state(state)
+    np.testing.assert_array_equal(copy.embed(rows), representation.embed(rows))
+    again = copy.state()
+    assert again.values == state.values
+    assert again.arrays.keys() == state.arrays.keys()
+    for key, array in state.arrays.items():
+        np.testing.assert_array_equal(again.arrays[key], array)
+
+
+def test_making_training_and_copying_leave_the_global_generators_alone(name: str, rows: np.ndarray) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    representation = fitted(name, rows)
+    REPRESENTATIONS[name].from_state(representation.state()).embed(rows[:3])
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("name", "shape"), PICTURE_CASES)
+def test_what_is_seen_at_the_places_is_finite_and_alike_in_every_batch_bit_for_bit(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    pictures = made_rows(shape)[:20]
+    before = pictures.copy()
+    representation: Any = fitted(name, pictures)
+    places = representation.places(pictures)
+    assert places.dtype == np.float32
+    assert places.ndim == 4
+    assert len(places) == 20
+    assert all(1 <= side <= whole for side, whole in zip(places.shape[1:3], shape[:2], strict=True))
+    assert np.isfinite(places).all()
+    assert (places != places[0]).any()
+    one_by_one = [representation.places(pictures[i : i + 1]) for i in range(20)]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), places)
+    assert representation.places(pictures[:0]).shape == (0, *places.shape[1:])
+    np.testing.assert_array_equal(pictures, before)
+
+
+@pytest.mark.parametrize("name", ["rotation", "contrastive", "cutpaste", "denoising_autoencoder", "frozen"])
+def test_embeddings_have_length_one_unless_it_is_said_otherwise(name: str) -> None:
+    pictures = made_rows((16, 16, 1))[:12]
+    plain, normalised = fitted(name, pictures, l2_normalise=False), fitted(name, pictures)
+    np.testing.assert_allclose(np.linalg.norm(normalised.embed(pictures), axis=1), 1.0, rtol=1e-6)
+    lengths = np.linalg.norm(plain.embed(pictures), axis=1, keepdims=True)
+    assert np.ptp(lengths) > 0
+    np.testing.assert_allclose(plain.embed(pictures) / lengths, normalised.embed(pictures), rtol=1e-4, atol=1e-6)
+
+
+def test_pixels_and_residuals_at_the_places_are_those_of_the_embedding() -> None:
+    pictures = made_rows((20, 24, 3))[:12]
+    pixels: Any = fitted("pixels", pictures)
+    means, deviations = np.split(pixels.places(pictures), 2, axis=3)
+    parts = [means.reshape(12, -1), deviations.reshape(12, -1)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), pixels.embed(pictures))
+    robust: Any = fitted("robust_autoencoder", pictures)
+    np.testing.assert_array_equal(robust.places(pictures).reshape(12, -1), robust.embed(pictures))
+
+
+def test_pixels_are_mean_and_deviation_of_the_cells() -> None:
+    pictures = made_rows((13, 5, 3))[:4]
+    Z = REPRESENTATIONS["pixels"](n_cells=6).embed(pictures)
+    means, deviations = Z.reshape(4, 2, 6, 5, 3).transpose(1, 0, 2, 3, 4)
+    edges = np.arange(7) * 13 // 6
+    for row in range(6):
+        cell = pictures[:, edges[row] : edges[row + 1]] / 255.0
+        np.testing.assert_allclose(means[:, row], cell.mean(axis=1), rtol=1e-6)
+        np.testing.assert_allclose(deviations[:, row], cell.std(axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_a_robust_autoencoder_embeds_the_residuals_whose_energy_is_the_error_of_reconstruction() -> None:
+    pictures = made_rows((16, 24, 3))[:6]
+    robust: Any = fitted("robust_autoencoder", pictures)
+    Z = robust.embed(pictures)
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255.0
+    with torch.no_grad():
+        residual = robust._pretext.head(robust._net(images)) - images
+    assert Z.shape == (6, 8 * 8)
+    np.testing.assert_allclose(np.square(Z).sum(axis=1) / 64, residual.square().mean(dim=(1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rotation", "robust_autoencoder", "frozen"])
+def test_an_encoder_before_fit_is_refused(name: str) -> None:
+    pictures = made_rows((16, 16, 1))[:2]
+    new: Any = REPRESENTATIONS[name](**OPTIONS[name])
+    acts = [new.state, lambda: new.embed(pictures), lambda: new.places(pictures)]
+    for act in acts if name == "frozen" else [*acts, lambda: new.update(pictures, 1)]:
+        with pytest.raises(RuntimeError, match=f"{name} is not fitted; call fit first"):
+            act()
+
+
+def test_a_loaded_encoder_is_fitted_before_it_is_trained_on_and_to_pictures_of_its_own_size() -> None:
+    pictures = made_rows((16, 16, 1))[:8]
+    loaded: Any = REPRESENTATIONS["cutpaste"].from_state(fitted("cutpaste", pictures).state())
+    with pytest.raises(RuntimeError, match="cutpaste is not fitted; call fit first"):
+        loaded.update(pictures, 1)
+    with pytest.raises(ValueError, match=r"X has pictures of \(16, 15, 1\), the loaded encoder is for \(16, 16, 1\)"):
+        loaded.fit(pictures[:, :, 1:], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rotation", {}), ("rotation", {"augment": True}), ("contrastive", {})],
+)
+def test_pictures_that_are_not_square_cannot_be_turned(name: str, options: dict[str, Any]) -> None:
+    pictures = made_rows((16, 24, 1))[:8]
+    with pytest.raises(ValueError, match=rf"{name}.* takes square pictures, .*; these are 16 x 24 pixels"):
+        fitted(name, pictures, **options)
+    assert fitted("contrastive", pictures, distribution_augmented=False).embed(pictures).shape == (8, 32)
+
+
+def test_an_encoder_that_refused_its_pictures_can_be_fitted_to_others() -> None:
+    rotation: Any = REPRESENTATIONS["rotation"](**TINY)
+    with pytest.raises(ValueError, match="takes square pictures"):
+        rotation.fit(made_rows((16, 24, 1)), np.random.default_rng(0))
+    with pytest.raises(RuntimeError, match="not fitted"):
+        rotation.embed(made_rows((16, 24, 1)))
+    assert rotation.fit(made_rows((16, 16, 1)), np.random.default_rng(0)).embed(made_rows((16, 16, 1))).shape[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("pixels", {"n_cells": 0}, "n_cells is 0; allowed: whole numbers from 1 to 64"),
+        ("pixels", {"n_cells": True}, "n_cells is True; allowed: whole numbers from 1 to 64"),
+        ("rotation", {"width": 0}, "width is 0; allowed: whole numbers from 1 on"),
+        ("rotation", {"head_layers": -1}, "head_layers is -1; allowed: whole numbers from 0 on"),
+        ("rotation", {"batch_rows": 1}, "batch_rows is 1; allowed: whole numbers from 2 on"),
+        ("rotation", {"n_epochs": True}, "n_epochs is True; allowed: whole numbers from 1 on"),
+        ("rotation", {"layer": 5}, "layer is 5; allowed: 1, 2, 3, 4"),
+        ("rotation", {"stem": "big"}, "stem is 'big'; allowed: auto, full, half, usual"),
+        ("rotation", {"optimizer": "lion"}, "optimizer is 'lion'; allowed: sgd, adamw"),
+        ("rotation", {"precision": "float16"}, "precision is 'float16'; allowed: auto, float32, bfloat16"),
+        ("rotation", {"augment": 1}, "augment is 1; allowed: true or false"),
+        ("rotation", {"learning_rate": 0.0}, r"learning_rate is 0\.0; allowed: above 0"),
+        ("rotation", {"weight_decay": -1.0}, r"weight_decay is -1\.0; allowed: numbers from 0 to 100"),
+        ("rotation", {"min_scale": 1.5}, r"min_scale is 1\.5; allowed: numbers from 0 to 1"),
+        ("contrastive", {"jitter": 0.6}, r"jitter is 0\.6; allowed: numbers from 0 to 0\.5"),
+        ("contrastive", {"temperature": 0}, "temperature is 0; allowed: above 0"),
+        ("contrastive", {"temperature": "hot"}, "temperature is 'hot'; allowed: numbers from 0 to 100"),
+        ("cutpaste", {"kind": "tear"}, "kind is 'tear'; allowed: patch, scar, three_way"),
+        ("cutpaste", {"max_area": 2.0}, r"max_area is 2\.0; allowed: numbers from 0 to 1"),
+        ("denoising_autoencoder", {"noise": float("nan")}, "noise is nan; allowed: numbers from 0 to 100"),
+    ],
+)
+def test_options_of_pictures_out_of_range_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        REPRESENTATIONS[name](**options)
+
+
+@pytest.mark.parametrize("name", ["rotation", "contrastive", "cutpaste", "denoising_autoencoder", "robust_autoencoder"])
+def test_an_option_that_a_task_does_not_have_is_refused_with_those_it_has(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} has no option colour, taste; allowed: width, .*precision"):
+        REPRESENTATIONS[name](taste=1, colour=2)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"identity", "pixels"}))
+def test_a_broken_state_is_refused(name: str) -> None:
+    shape = next(shape for other, shape in CASES if other == name)
+    state = fitted(name, made_rows(shape)).state()
+    if name != "goad":
+        for values in ({}, {"options": {}}, {**state.values, "options": {"taste": 1}}, {**state.values, "shape": [1]}):
+            with pytest.raises(ValueError, match=r"state does not fit|not enough values"):
+                REPRESENTATIONS[name].from_state(State(values, state.arrays))
+    for key in sorted(state.arrays)[:: 1 + len(state.arrays) // 3]:
+        array = state.arrays[key]
+        others = {other: each for other, each in state.arrays.items() if other != key}
+        with pytest.raises(ValueError, match=r"missing"):
+            REPRESENTATIONS[name].from_state(State(state.values, others))
+        with pytest.raises(ValueError, match=r"axes|shape"):
+            REPRESENTATIONS[name].from_state(State(state.values, {**others, key: array[..., None]}))
+        with pytest.raises(ValueError, match="not finite"):
+            REPRESENTATIONS[name].from_state(State(state.values, {**others, key: array * np.float32("nan")}))
+        with pytest.raises(ValueError, match=r"shape|encoder"):
+            REPRESENTATIONS[name].from_state(State(state.values, {**others, key: array[:-1]}))
+
+
+def test_pixels_refuse_a_state_of_something_else_and_an_encoder_one_with_more_than_its_own() -> None:
+    with pytest.raises(ValueError, match="pixels: state does not fit"):
+        REPRESENTATIONS["pixels"].from_state(State({"n_cell": 3}))
+    state = fitted("rotation", made_rows((16, 16, 1))[:8]).state()
+    state.arrays["encoder.layer5.weight"] = np.zeros(3, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"rotation: there are arrays encoder\.layer5\.weight"):
+        REPRESENTATIONS["rotation"].from_state(state)
+
+
+def test_there_is_something_to_train_or_there_is_not(name: str) -> None:
+    representation = REPRESENTATIONS[name](**OPTIONS[name])
+    assert representation.steps_per_epoch(5) >= 1
+    assert (representation.steps_for(100) > 0) == (name not in ("identity", "pixels", "frozen"))
 
 
 def test_goad_before_fit_is_refused(X: np.ndarray) -> None:
@@ -85,8 +348,9 @@ def test_goad_folded_is_projection_then_network(X: np.ndarray) -> None:
         np.testing.assert_allclose(goad.embed(X)[:, m], hidden, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", FIELD_NAMES)
 def test_the_pull_back_is_the_gradient_of_a_score_of_the_embedding(name: str, X: np.ndarray) -> None:
-    representation = fitted(name, X)
+    representation: Any = fitted(name, X)
     rng = np.random.default_rng(1)
     dZ = rng.normal(size=representation.embed(X).shape)
     gradient = representation.pull_back(X, dZ)
@@ -118,8 +382,9 @@ def test_goads_pull_back_is_that_of_automatic_differentiation(X: np.ndarray) -> 
     assert is_near.all(axis=1).mean() > 0.99
 
 
+@pytest.mark.parametrize("name", FIELD_NAMES)
 def test_a_row_is_pulled_back_alike_in_every_batch_bit_for_bit(name: str, X: np.ndarray) -> None:
-    representation = fitted(name, X)
+    representation: Any = fitted(name, X)
     dZ = np.random.default_rng(1).normal(size=representation.embed(X).shape)
     together = representation.pull_back(X, dZ)
     for size in (1, 128, 200):

@@ -274,10 +274,10 @@ def test_progress_is_told_often_and_an_error_in_it_ends_the_training(make_column
 
 
 def test_the_schedule_is_the_papers_in_steps() -> None:
-    assert refresh_steps(640, 0) == []
-    assert refresh_steps(640, 10) == []
-    assert refresh_steps(640, 101) == [10, 20, 50, 100]
-    assert refresh_steps(10, 1600) == [1, 2, 5, 10, 20, 50, 100, 500, 1000, 1500]
+    assert refresh_steps(10, 0) == []
+    assert refresh_steps(10, 10) == []
+    assert refresh_steps(10, 101) == [10, 20, 50, 100]
+    assert refresh_steps(1, 1600) == [1, 2, 5, 10, 20, 50, 100, 500, 1000, 1500]
 
 
 def test_a_device_that_is_not_here_is_refused(make_columns: Any) -> None:
@@ -334,7 +334,7 @@ def test_a_first_model_is_a_gaussian_with_what_a_person_said() -> None:
     assert IDENTITY.closed_form() is IDENTITY
     first = replace(GOAD, contamination=0.02, n_subsets=3, false_alarm_rate=0.01).closed_form()
     assert first.classifier == "gde"
-    assert not first.make_representation().n_steps
+    assert not first.make_representation().steps_for(1000)
     assert (first.gamma, first.contamination, first.n_subsets, first.false_alarm_rate) == ("auto", 0.02, 3, 0.01)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -18,15 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumers.decoding import JsonDecoder
-from consumers.records import Field, FieldKind, RecordSchema, StoredRecord
-from srr_stream.data import DATASETS, Dataset, load
+from consumers.decoding import DECODERS, ImageDecoder
+from consumers.records import Field, FieldKind, ImageSpec, RecordSchema, StoredRecord
+from srr_stream.data import DATASETS, PICTURE_DATASETS, Dataset, load
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "srr_stream" / "data"
 MAKER = ROOT / "benchmarks" / "make_datasets.py"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text())
 RAW = os.environ.get("SRR_DATA_DIR")
+FILE_OF = {name: f"{name}.{'pictures.xz' if name in PICTURE_DATASETS else 'columns.gz'}" for name in DATASETS}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def maker() -> ModuleType:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_shipped_file_is_the_one_of_the_manifest_and_the_readme(name: str) -> None:
-    content = (FOLDER / f"{name}.columns.gz").read_bytes()
+    content = (FOLDER / FILE_OF[name]).read_bytes()
     figures = MANIFEST[name]
     assert hashlib.sha256(content).hexdigest() == figures["sha256"]
     assert len(content) == figures["n_bytes"] <= 1_000_000
@@ -57,7 +60,7 @@ def test_a_shipped_file_is_the_one_of_the_manifest_and_the_readme(name: str) -> 
 def test_every_record_of_a_shipped_set_is_one_that_its_schema_allows(name: str) -> None:
     dataset = load(name)
     raw = [StoredRecord("t", 0, i, 0, None, value) for i, value in enumerate(dataset.values())]
-    decoded = JsonDecoder(dataset.schema).decode(raw)
+    decoded = DECODERS[dataset.format](dataset.schema).decode(raw)
     assert not decoded.bad
     assert len(decoded.batch) == len(dataset) == MANIFEST[name]["n_records"]
     assert len(dataset.schema.fields) == MANIFEST[name]["n_fields"]
@@ -97,7 +100,7 @@ def test_attacks_in_kdd_are_three_percent_in_many_bursts_of_many_kinds() -> None
     assert max(n for _, n in bursts) == 94
 
 
-@pytest.mark.parametrize("name", ["thyroid", "arrhythmia"])
+@pytest.mark.parametrize("name", ["thyroid", "arrhythmia", "boards"])
 def test_anomalies_of_a_shuffled_set_are_spread_over_the_stream(name: str) -> None:
     is_anomaly = load(name).is_anomaly
     assert is_anomaly is not None
@@ -112,7 +115,7 @@ def test_values_can_be_read_twice_and_begin_anew_each_time() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ValueError, match="'kddcup' is not shipped; allowed: kdd, thyroid, arrhythmia"):
+    with pytest.raises(ValueError, match="'kddcup' is not shipped; allowed: kdd, thyroid, arrhythmia, boards"):
         load("kddcup")
 
 
@@ -121,6 +124,31 @@ def test_records_of_ones_own_make_a_set_without_labels() -> None:
     dataset = Dataset.from_values("mine", schema, [b'{"x": 1}', b'{"x": 2}'])
     assert (len(dataset), dataset.is_anomaly, dataset.kinds) == (2, None, None)
     assert list(dataset.values()) == [b'{"x": 1}', b'{"x": 2}']
+
+
+def test_boards_are_grey_patches_five_percent_of_them_with_one_of_six_defects() -> None:
+    boards = load("boards")
+    assert (boards.format, boards.has_pictures) == ("image", True)
+    (field,) = boards.schema.fields
+    assert field.image == ImageSpec(64, 64, "grey", "exact")
+    assert boards.is_anomaly is not None
+    assert boards.is_anomaly.mean() == pytest.approx(0.05, abs=0.0005)
+    assert len(set(boards.kinds or ())) == 7
+
+
+def test_the_pngs_of_boards_are_the_pixels_that_ship() -> None:
+    boards = load("boards")
+    content = io.BytesIO(lzma.decompress((FOLDER / "boards.pictures.xz").read_bytes()))
+    pixels = np.load(content, allow_pickle=False)
+    raw = [StoredRecord("t", 0, i, 0, None, value) for i, value in zip(range(300), boards.values(), strict=False)]
+    decoded = ImageDecoder(boards.schema).decode(raw).batch.columns["picture"]
+    assert np.array_equal(decoded[..., 0], pixels[:300])
+
+
+def test_the_licence_of_what_is_not_under_that_of_the_others_is_beside_it() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert "Permission is hereby granted, free of charge" in text
+    assert "DeepPCB" in text
 
 
 def test_thinning_cuts_long_runs_and_keeps_every_run_in_its_place(maker: ModuleType) -> None:
@@ -151,8 +179,9 @@ def test_the_maker_says_what_it_needs_when_there_are_no_raw_sets() -> None:
 @pytest.mark.skipif(RAW is None, reason="NOT RUN: needs the raw data sets in SRR_DATA_DIR")
 def test_the_shipped_sets_can_be_made_again_from_the_raw_ones(tmp_path: Path) -> None:
     subprocess.run([sys.executable, MAKER, "--out", tmp_path], check=True, capture_output=True, timeout=100)
-    for name in DATASETS:
-        made, shipped = (gzip.decompress((at / f"{name}.columns.gz").read_bytes()) for at in (tmp_path, FOLDER))
+    for name, file in FILE_OF.items():
+        unpack = lzma.decompress if name in PICTURE_DATASETS else gzip.decompress
+        made, shipped = (unpack((at / file).read_bytes()) for at in (tmp_path, FOLDER))
         assert made == shipped, name
 
 
@@ -164,3 +193,7 @@ def test_the_same_table_gives_the_same_bytes_whenever_it_is_written(
     monkeypatch.setattr("time.time", lambda: 4e9)
     assert table.to_bytes() == before
     assert gzip.decompress(before) == b"x,numeric,1,2\nlabel,label,normal,anomaly\n"
+    pictures = maker.Pictures(np.zeros((2, 3, 4), dtype=np.uint8), ["normal", "spur"])
+    before = pictures.to_bytes()
+    monkeypatch.setattr("time.time", lambda: 5e9)
+    assert pictures.to_bytes() == before

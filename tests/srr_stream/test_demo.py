@@ -15,8 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
+from consumers.records import ImageSpec
+from srr_stream.data import DATASETS, Dataset, load
+from srr_stream.demo.plan import demo_settings, plan_of
 from srr_stream.demo.run import failure_of
 from srr_stream.demo.summary import Summary
 
@@ -149,6 +154,67 @@ def test_the_demo_takes_a_file_of_ones_own_without_labels(
     assert summary["dead_lettered"] == 1
     assert summary["auc"] is None
     assert summary["ap"] is None
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_settings_of_a_demo_are_good_and_go_with_the_stream(name: str, tmp_path: Path) -> None:
+    dataset = load(name)
+    plan = plan_of(dataset)
+    settings = demo_settings(dataset, plan, bootstrap_servers="127.0.0.1:1", folder=tmp_path)
+    assert settings.record.format == dataset.format
+    assert settings.window.min_size < len(dataset) / 2
+    assert (plan.hold_at is not None) == (name == "boards")
+
+
+def test_pictures_are_enough_for_a_training_before_any_of_them_is_held_back() -> None:
+    boards = load("boards")
+    plan = plan_of(boards)
+    assert plan.hold_at is not None
+    n_malformed = plan.hold_at // plan.malformed_every + 1
+    assert plan.window["min_size"] < plan.n_at_once - n_malformed
+    assert plan.n_at_once < plan.hold_at
+    assert len(boards) - plan.hold_at >= len(boards) / 4  # at least a quarter is for the trained model
+    assert plan_of(boards, rate=77).rate == 77
+
+
+def test_nobodys_own_pictures_are_spoilt_or_held_back() -> None:
+    pixels = np.zeros((60, 8, 8), dtype=np.uint8)
+    mine = Dataset.from_pictures("mine", pixels, ImageSpec(8, 8, "grey"), ["normal"] * 60)
+    plan = plan_of(mine, is_spoilt=False)
+    assert plan.hold_at is None
+    assert plan.malformed_every > 60
+    assert plan.training["representation"] == "contrastive"
+
+
+def make_folder(folder: Path, n: int) -> None:
+    """Write pictures of stripes, one with a blot in thirty, and one that is none."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        picture = (np.indices((16, 16)).sum(axis=0) + rng.integers(8)) % 8 * 20 + rng.integers(0, 9, (16, 16))
+        if i % 30 == 29:
+            picture[4:11, 4:11] = 255
+        PIL.Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i:04d}.png")
+    (folder / "torn.png").write_bytes(b"\x89PNG")
+
+
+def test_the_demo_takes_a_folder_of_pictures_and_shows_the_flagged_ones_with_their_heat_maps(tmp_path: Path) -> None:
+    make_folder(tmp_path / "mine", 300)
+    sheet = tmp_path / "sheet.png"
+    done = subprocess.run(
+        demo("--input", tmp_path / "mine", "--plot", tmp_path / "demo.png", "--sheet", sheet, "--rate", 40),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["produced"], summary["dead_lettered"], summary["missing"]) == (301, 1, 0)
+    assert [version["representation"] for version in summary["versions"]] == ["pixels", "contrastive"]
+    with PIL.Image.open(sheet) as shown:
+        assert shown.format == "PNG"
+        assert shown.width > 1000
+        assert shown.height > 500  # four rows: 24 tiles at least
 
 
 def test_a_file_of_an_unknown_kind_is_refused_with_what_is_allowed(tmp_path: Path) -> None:

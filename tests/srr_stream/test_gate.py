@@ -254,6 +254,53 @@ def test_swapping_fields_keeps_kinds_and_missing_values() -> None:
     assert np.isnan(swapped["load"]).any()
 
 
+@given(
+    n=st.integers(1, 6),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
+def test_a_swapped_patch_is_a_rectangle_out_of_another_picture(
+    n: int, height: int, width: int, channels: int, seed: int
+) -> None:
+    # Every pixel of a picture has the picture's number.
+    pictures = np.empty((n, height, width, channels), dtype=np.uint8)
+    pictures[:] = np.arange(n)[:, None, None, None]
+    before = pictures.copy()
+    swapped = swap_fields({"photo": pictures}, np.random.default_rng(seed))["photo"]
+    np.testing.assert_array_equal(pictures, before)
+    assert (swapped.shape, swapped.dtype) == (pictures.shape, np.uint8)
+    for row, picture in enumerate(swapped):
+        is_other = (picture != row).all(axis=2)
+        assert len(set(picture[is_other].ravel().tolist())) <= 1
+        if is_other.any():
+            rows, columns = np.flatnonzero(is_other.any(axis=1)), np.flatnonzero(is_other.any(axis=0))
+            assert is_other[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+            assert len(rows) <= max(1, height // 2)
+            assert len(columns) <= max(1, width // 2)
+
+
+def test_the_gate_judges_models_of_pictures() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 40, size=(400, 16, 16, 1), dtype=np.uint8)
+    pictures[:, :8] += 200  # bright above, dark below: a patch from elsewhere shows
+    model = train({"photo": pictures}, TrainingConfig(representation="pixels", classifier="gde"), seed=0).model
+    report = judge(
+        model,
+        model,
+        {"photo": pictures},
+        excluded_ratio=0.1,
+        max_excluded_ratio=0.5,
+        max_flagged_ratio=0.3,
+        max_flagged_factor=10.0,
+        min_synthetic_auc_margin=-0.1,
+        seed=0,
+    )
+    assert report.passed
+    assert next(check.value for check in report.checks if check.name == "synthetic_auc") > 0.7
+
+
 @pytest.mark.parametrize("low", [0.0, 7.0])
 def test_a_single_number_is_moved_beyond_its_range(low: float) -> None:
     column = np.linspace(low, low + 4.0, 9)

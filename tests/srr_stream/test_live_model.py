@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from models.detector import Model
-from models.persistence import model_to_parts
+from models.persistence import model_from_parts, model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.errors import ModelRefused
 from srr_stream.live_model import Live, LiveModel, check_canary, make_canary
@@ -208,6 +209,42 @@ def test_a_canary_without_rows_checks_nothing_and_is_refused(bench: Bench) -> No
 
 def test_a_canary_survives_the_way_through_json(bench: Bench) -> None:
     check_canary(bench.model, json.loads(json.dumps(make_canary(bench.model), allow_nan=False)))
+
+
+@pytest.fixture(scope="module")
+def model_of_pictures() -> Model:
+    pictures = np.random.default_rng(0).integers(0, 256, size=(200, 20, 24, 3), dtype=np.uint8)
+    config = TrainingConfig(
+        representation="cutpaste", representation_options={"width": 4, "n_epochs": 1, "head_width": 8}, classifier="gde"
+    )
+    return train({"photo": pictures}, config, seed=0, device="cpu").model
+
+
+def test_a_canary_of_pictures_is_small_and_survives_the_way_through_json(model_of_pictures: Model) -> None:
+    canary = json.dumps(make_canary(model_of_pictures), allow_nan=False)
+    assert len(canary) < 20_000
+    check_canary(model_of_pictures, json.loads(canary))
+    check_canary(model_of_pictures.on("cpu", n_threads=1), json.loads(canary))
+
+
+@pytest.mark.parametrize("change", [{"zlib": "bm90aGluZw=="}, {"shape": [1, 2, 3]}, {"zlib": None}])
+def test_a_canary_of_pictures_that_cannot_be_read_is_refused(model_of_pictures: Model, change: dict[str, Any]) -> None:
+    canary = make_canary(model_of_pictures)
+    canary["columns"]["photo"] |= change
+    with pytest.raises(ModelRefused) as refused:
+        check_canary(model_of_pictures, canary)
+    assert refused.value.reason == "canary"
+
+
+def test_a_model_of_pictures_with_other_weights_does_not_pass_its_canary(model_of_pictures: Model) -> None:
+    canary = make_canary(model_of_pictures)
+    description, weights = model_to_parts(model_of_pictures)
+    arrays = safetensors.numpy.load(weights)
+    name = "representation.encoder.layer2.0.conv1.weight"
+    arrays[name] = arrays[name] * np.float32(1.5)
+    other = model_from_parts(description, safetensors.numpy.save(arrays))
+    with pytest.raises(ModelRefused, match="scores its canary batch differently"):
+        check_canary(other, canary)
 
 
 def test_a_refused_version_is_counted_and_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

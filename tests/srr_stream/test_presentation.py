@@ -91,6 +91,16 @@ def test_each_version_has_its_own_share_of_the_verdicts() -> None:
     assert figures == {1: (3, 1 / 3), 2: (2, 1 / 2), 3: (0, None)}
 
 
+def test_each_version_is_measured_on_what_it_scored() -> None:
+    # Version 1 gave the severities 0.1, 1.4, 0.3; version 2 gave 2.0 and 0.2.
+    versions = some_summary([False, False, True, True, False, True, False]).versions
+    assert [each.auc for each in versions] == [0.5, 1.0, None]
+    assert [each.auc for each in some_summary(None).versions] == [None, None, None]
+    text = to_text(some_summary([False, False, True, True, False, True, False]), Path("demo.png"))
+    assert "0.500" in text
+    assert "1.000" in text
+
+
 def test_quality_is_measured_on_severities_and_flags_of_the_first_verdicts() -> None:
     quality = some_summary([False, False, False, True, True, True, False]).quality
     assert quality is not None
@@ -127,6 +137,7 @@ def test_the_json_form_has_exactly_the_promised_keys() -> None:
         "window": 10_000,
         "scored": 2,
         "flagged_ratio": 0.5,
+        "auc": None,
     }
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaError
 
-from consumers.decoding import JsonDecoder
+from consumers.decoding import ImageDecoder, JsonDecoder
 from consumers.logs import KafkaLog, OffsetRange
 from consumers.records import Field, FieldKind, RecordSchema, StoredRecord
 from srr_stream.broker import EmbeddedBroker
+from srr_stream.data import load
 from srr_stream.demo.replay import Replay, make_stream
 
 SCHEMA = RecordSchema((Field("service", FieldKind.CATEGORICAL), Field("size", path=("body", "size"))))
@@ -46,6 +47,64 @@ def test_what_is_spoilt_without_a_schema_is_bad_under_any_schema() -> None:
         StoredRecord("t", 0, event.index, 0, None, event.value) for event in make_stream([b'{"other":1}'] * 8, every=1)
     ]
     assert len(JsonDecoder(free).decode(raw).bad) == 8
+
+
+def test_spoilt_pictures_are_all_dead_letters_for_reasons_of_their_own() -> None:
+    boards = load("boards")
+    values = [value for _, value in zip(range(60), boards.values(), strict=False)]
+    events = list(make_stream(values, every=5, schema=boards.schema, format="image"))
+    assert all(event.value == values[event.index] for event in events if not event.is_malformed)
+    raw = [StoredRecord("t", 0, event.index, 0, None, event.value) for event in events]
+    decoded = ImageDecoder(boards.schema).decode(raw)
+    assert [bad.raw.offset for bad in decoded.bad] == list(range(4, 60, 5))
+    assert [bad.reason for bad in decoded.bad[:6]] == [
+        "truncated_image",
+        "not_an_image",
+        "animated",
+        "empty",
+        "trailing_data",
+        "not_an_image",
+    ]
+
+
+@pytest.mark.parametrize("value", [b"", b"GIF89a", b"\x89PNG", b"no picture, but long enough to have had a header"])
+def test_a_picture_that_was_none_before_is_bad_after_spoiling_too(value: bytes) -> None:
+    raw = [
+        StoredRecord("t", 0, event.index, 0, None, event.value)
+        for event in make_stream([value] * 6, every=1, format="image")
+    ]
+    assert len(ImageDecoder(load("boards").schema).decode(raw).bad) == 6
+
+
+def test_a_replay_can_begin_with_much_at_once_and_hold_the_rest_back(embedded_broker: Any, topic_name: str) -> None:
+    embedded_broker.create_topics({topic_name: 1})
+    replay = Replay(
+        [b"{}"] * 60, embedded_broker.bootstrap_servers, topic_name, rate=20, n_at_once=40, hold_at=44, every=10**6
+    )
+    started = time.monotonic()
+    replay.start()
+    while not replay.is_held:  # 40 at once and 4 in a fifth of a second; by the rate alone it would take two seconds
+        assert time.monotonic() - started < 20
+        time.sleep(0.01)
+    assert not replay.wait(0.3)
+    assert replay.n_produced == 44
+    released = time.monotonic()
+    replay.release()
+    assert replay.wait(30)
+    assert not replay.is_held
+    assert replay.n_produced == 60
+    assert time.monotonic() - released > 0.7  # what was held back is not made up for
+
+
+def test_a_replay_that_is_held_back_can_be_stopped(embedded_broker: Any, topic_name: str) -> None:
+    embedded_broker.create_topics({topic_name: 1})
+    replay = Replay([b"{}"] * 9, embedded_broker.bootstrap_servers, topic_name, rate=1000, hold_at=3, every=10**6)
+    replay.start()
+    while not replay.is_held:
+        time.sleep(0.01)
+    replay.stop()
+    assert replay.is_done
+    assert replay.n_produced == 3
 
 
 def test_a_replay_knows_where_each_record_went(embedded_broker: Any, topic_name: str) -> None:

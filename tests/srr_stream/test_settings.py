@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from consumers.decoding import ImageDecoder, JsonDecoder
+from consumers.records import Field, FieldKind, ImageSpec, StoredRecord
 from models.occ import CLASSIFIERS
 from models.occ.knn import KNN
-from srr_stream.assembly import make_training_config, record_schema
+from srr_stream.assembly import make_decoder, make_source, make_training_config, record_schema
 from srr_stream.errors import SettingsError
 from srr_stream.loading import check_settings, load_settings
 from srr_stream.settings import ClassifierName, Settings, parse_duration
 
+ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
     "kafka": {"bootstrap_servers": "broker:9092"},
     "input": {"topics": ["requests"], "start": "earliest"},
@@ -34,6 +38,15 @@ def changed(**sections: Mapping[str, Any]) -> dict[str, Any]:
     for section, values in sections.items():
         content[section] = content.get(section, {}) | dict(values)
     return content
+
+
+PHOTO = {"name": "photo", "kind": "image", "size": [32, 24]}
+
+
+def of_pictures(*fields: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return good settings of a topic with pictures, with some keys of some sections replaced."""
+    sections["record"] = {"fields": list(fields) or [PHOTO]} | dict(sections.get("record", {}))
+    return changed(**sections, training={"representation": "pixels"})
 
 
 def without(section: str, key: str) -> dict[str, Any]:
@@ -123,6 +136,49 @@ def test_a_size_written_with_its_unit_reads_back_exactly(n: int, unit: tuple[str
     assert check_settings(changed(training={"memory_limit": f"{n}{name}"})).training.memory_limit == n * factor
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_file_is_good(path: Path) -> None:
+    load_settings(path)
+
+
+def test_a_picture_of_the_settings_is_one_of_the_schema() -> None:
+    field = {**PHOTO, "mode": "grey", "resize": "pad", "path": "data.photo"}
+    schema = record_schema(check_settings(of_pictures(field, {"name": "x"})).record)
+    assert schema.image_field == Field(
+        "photo", FieldKind.IMAGE, ("data", "photo"), image=ImageSpec(32, 24, "grey", "pad")
+    )
+    assert schema.metadata_names == ("x",)
+
+
+def test_the_decoder_is_the_one_that_the_settings_name() -> None:
+    raw = [StoredRecord("t", 0, 0, 0, None, b"x" * 101)]
+    for how, expected in (("json", JsonDecoder), ("image", ImageDecoder)):
+        loaded = check_settings(of_pictures(record={"format": how}, input={"max_record_size": 100}))
+        decoder = make_decoder(loaded)
+        assert isinstance(decoder, expected)
+        assert [bad.reason for bad in decoder.decode(raw).bad] == ["too_large"]
+
+
+def test_the_limit_on_pixels_reaches_the_decoder(encode: Callable[..., bytes]) -> None:
+    data = encode(PIL.Image.new("RGB", (40, 25)), "PNG")
+    for limit, reasons in ((1000, []), (999, ["too_many_pixels"])):
+        loaded = check_settings(of_pictures(record={"format": "image", "max_pixels": limit}))
+        decoded = make_decoder(loaded).decode([StoredRecord("t", 0, 0, 0, None, data)])
+        assert [bad.reason for bad in decoded.bad] == reasons
+
+
+@pytest.mark.parametrize(("content", "expected"), [(changed, 5000), (of_pictures, 128)])
+def test_pictures_are_scored_in_smaller_batches_unless_something_else_is_said(
+    monkeypatch: pytest.MonkeyPatch, content: Callable[..., dict[str, Any]], expected: int
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr("consumers.sources.kafka.KafkaSource", lambda topics, **options: found.update(options))
+    make_source(check_settings(content(input={"max_batch": None})))
+    assert found["max_batch"] == expected
+    make_source(check_settings(content(input={"max_batch": 7})))
+    assert found["max_batch"] == 7
+
+
 # Wrong settings
 
 
@@ -195,6 +251,22 @@ def test_no_key_of_the_file_is_taken_for_an_argument_of_the_settings_library() -
     assert only_problem_of(changed(_env_file={})).startswith("_env_file: unknown key; allowed: kafka, input")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "where"),
+    [
+        ("size", [0, 8], "size.0"),
+        ("size", [8, 4097], "size.1"),
+        ("size", [8, 8, 8], "size"),
+        ("size", 8, "size"),
+        ("mode", "cmyk", "mode"),
+        ("resize", "zoom", "resize"),
+    ],
+)
+def test_a_value_of_a_picture_that_is_not_allowed_is_refused_by_path(key: str, value: object, where: str) -> None:
+    problem = only_problem_of(of_pictures(PHOTO | {key: value}))
+    assert problem.startswith(f"record.fields.0.{where}: is ")
+
+
 @pytest.mark.parametrize("value", ["-5s", "0s", "0ms", "5", 5, "5 minutes", "", "ten", "1h-5m", "1.s", [], True])
 def test_a_duration_that_is_none_says_how_to_write_one(value: object) -> None:
     problem = only_problem_of(changed(input={"poll_timeout": value}))
@@ -215,6 +287,9 @@ def test_a_duration_beyond_what_a_clock_can_hold_is_refused() -> None:
         ("input", "max_record_size", "-1KiB"),
         ("input", "max_record_size", "a lot"),
         ("input", "topics", []),
+        ("record", "format", "avro"),
+        ("record", "max_pixels", 0),
+        ("record", "max_pixels", 100_000_000),
         ("input", "topics", "requests"),
         ("window", "min_size", 49),
         ("training", "gamma", 0),
@@ -230,6 +305,11 @@ def test_a_duration_beyond_what_a_clock_can_hold_is_refused() -> None:
         ("registry", "keep", 1),
         ("http", "scorer_port", 65536),
         ("http", "scorer_port", -1),
+        ("http", "public_url", "srr.example.com"),
+        ("http", "public_url", "ftp://srr.example.com"),
+        ("http", "public_url", "https://srr.example.com/?a=b"),
+        ("http", "public_url", "https://"),
+        ("http", "public_url", ""),
         ("output", "n_reasons", -1),
         ("output", "include_record", "perhaps"),
         ("kafka", "security_protocol", "TLS"),
@@ -369,16 +449,63 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path, key: str) -> None:
         ),
         (
             {"record": {"fields": [{"name": "at", "kind": "timestamp"}]}},
-            "record.fields: needs at least one numeric, categorical or boolean field to learn from",
+            "record.fields: needs at least one numeric, categorical, boolean or image field to learn from",
         ),
         (
             {"record": {"fields": [{"name": "a"}], "time_field": "a"}},
             "record.time_field: 'a' is not among the timestamp fields []",
         ),
+        (
+            {"record": {"fields": [{"name": "a"}, {"name": "b", "size": [8, 8]}]}},
+            "record.fields.1.size: is (8, 8); allowed: with kind: image only, and this is numeric",
+        ),
+        (
+            {"record": {"fields": [{"name": "a", "kind": "categorical", "mode": "rgb"}]}},
+            "record.fields.0.mode: is 'rgb'; allowed: with kind: image only, and this is categorical",
+        ),
+        (
+            {"record": {"format": "image"}},
+            "record.fields: are duration_ms, route; allowed with record.format: image: one field of kind image, "
+            "nothing else",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], problem: str) -> None:
     assert only_problem_of(changed(**sections)) == problem
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            of_pictures({"name": "a", "kind": "image"}),
+            "record.fields.0.size: is missing; needed with kind: image, such as size: [224, 224]",
+        ),
+        (
+            of_pictures(PHOTO | {"required": False}),
+            "record.fields.0.required: is False; allowed: true with kind: image; nothing takes a picture's place",
+        ),
+        (
+            of_pictures(PHOTO | {"size": [200, 100]}, record={"max_pixels": 19_999}),
+            "record.fields.0.size: is [200, 100]; allowed: at most record.max_pixels (19999) pixels",
+        ),
+        (
+            of_pictures(PHOTO, PHOTO | {"name": "back"}),
+            "record.fields: at most one image field is allowed, these are there: photo, back",
+        ),
+        (
+            of_pictures(PHOTO, {"name": "x"}, record={"format": "image"}),
+            "record.fields: are photo, x; allowed with record.format: image: one field of kind image, nothing else",
+        ),
+        (
+            of_pictures(PHOTO | {"size": [512, 512]}),
+            "window.max_size: is 20000; pictures of 512 × 512 × 3 make 14.6 GiB of it; allowed: 4 GiB, that is at "
+            "most 5461 pictures; lower window.max_size or the size in record.fields",
+        ),
+    ],
+)
+def test_settings_of_pictures_that_contradict_each_other_are_refused(content: dict[str, Any], problem: str) -> None:
+    assert only_problem_of(content) == problem
 
 
 def test_options_that_the_representation_does_not_have_are_refused() -> None:

@@ -10,6 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
+from consumers.reasons import REASONS
 from srr_stream import cli
 from srr_stream.metrics import ScorerMetrics, TrainerMetrics
 from srr_stream.settings import Settings
@@ -62,6 +63,11 @@ def test_the_reference_settings_have_every_key_with_its_default() -> None:
         for key, setting in kind.model_fields.items():
             if not setting.is_required() and f"{section}.{key}" not in ("output.alerts_topic",):
                 assert getattr(getattr(given, section), key) == setting.get_default(call_default_factory=True), key
+
+
+def test_every_reason_for_a_dead_letter_is_on_the_page_of_pictures() -> None:
+    page = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    assert set(REASONS) <= set(re.findall(r"`(\w+)`", page))
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -12,7 +12,7 @@ from benchmarks.report import Summary, page, read
 from benchmarks.runner import OUT
 
 DOCS = Path("docs")
-ORDER = ("adbench", "streams", "contamination", "paper")
+ORDER = ("adbench", "streams", "contamination", "paper", "picture")
 """What a reader asks first; within these, by name."""
 HEAD = """# Results
 

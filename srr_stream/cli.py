@@ -151,7 +151,7 @@ def rollback(path: Path) -> None:
     help="Where the PNG goes.",
 )
 def heat_map(path: Path, topic: str, partition: int, offset: int, version: int | None, output: Path) -> None:
-    """Draw where in a picture of the stream its score comes from."""
+    """Draw where a picture of the stream is unusual."""
     with _clear_errors():
         settings = _load(path)
         from srr_stream.assembly import make_heat_maps, make_live_model, make_registry

@@ -20,15 +20,15 @@ _SIDE, _MAX_SCALE = 512, 4
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return a picture in grey, redder where it is hotter.
 
-    Only what raises the score is shown, in parts of its greatest value in this picture: the hottest place of every
-    picture is equally red, and a map without a positive value leaves the picture as it is.
+    Only positive heat is shown, in parts of its greatest value in this picture: the hottest place of every picture is
+    equally red, and a map without a positive value leaves the picture as it is.
 
     Parameters
     ----------
     picture
         ``(h, w, channels)``, one or three.
     heat
-        ``(h, w)``; higher = adds more to the score. What is not finite is taken for 0.
+        ``(h, w)``; 0 is usual, higher is less so. What is not finite is taken for 0.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """A trained encoder as an ONNX graph: bytes of pictures in, features out, batch norms folded into the convolutions.
 
 Written by hand rather than exported: a ResNet is a dozen kinds of nodes, and PyTorch's exporters change from release to
-release. ONNX Runtime computes it 1.6 to 2.1 times as fast as PyTorch on a processor (docs/decisions.md).
+release. ONNX Runtime computes it faster than PyTorch does on a processor (docs/decisions.md).
 """
 
 from __future__ import annotations

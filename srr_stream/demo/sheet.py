@@ -143,8 +143,8 @@ def _what(tile: Tile) -> tuple[str, str]:
 
 def _draw_legend(draw: ImageDraw, fonts: _Fonts, x: int, y: int, *, has_kinds: bool) -> None:
     text = (
-        "Left the picture, right where its score comes from, by the version that flagged it (v); "
-        "severity 1 is the boundary; below it partition and offset in the topic."
+        "Left the picture, right where it is unusual, by the version that gave the verdict (v). "
+        "Severity 1 is the boundary. Last: partition and offset in the topic."
     )
     draw.text((x, y), text, fill=_FAINT, font=fonts.small)
     if has_kinds:

@@ -143,7 +143,7 @@ def test_every_preset_of_pictures_trains_and_finds_what_is_of_another_kind(prese
     assert trained.report.n_steps == (0 if preset == "pixels" else 10)
     scores = trained.model.score({"image": pictures}).score
     assert np.isfinite(scores).all()
-    assert roc_auc(np.arange(100) < 5, scores) > 0.8
+    assert roc_auc(np.arange(100) < 5, scores) > 0.7
 
 
 @pytest.mark.parametrize("preset", sorted(name for name, config in PRESETS.items() if not config.takes_pictures))

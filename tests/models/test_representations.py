@@ -328,7 +328,9 @@ def test_pixels_refuse_a_state_of_something_else_and_an_encoder_one_with_more_th
 def test_there_is_something_to_train_or_there_is_not(name: str) -> None:
     representation = REPRESENTATIONS[name](**OPTIONS[name])
     assert representation.steps_per_epoch(5) >= 1
-    assert (representation.steps_for(100) > 0) == (name not in ("identity", "pixels", "frozen"))
+    is_trained = name not in ("identity", "pixels", "frozen")
+    assert (representation.steps_for(100) > 0) == is_trained
+    assert representation.warm_up_steps(100) == (representation.steps_per_epoch(100) if is_trained else 0)
 
 
 def test_goad_before_fit_is_refused(X: np.ndarray) -> None:

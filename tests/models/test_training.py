@@ -278,6 +278,11 @@ def test_the_schedule_is_the_papers_in_steps() -> None:
     assert refresh_steps(10, 10) == []
     assert refresh_steps(10, 101) == [10, 20, 50, 100]
     assert refresh_steps(1, 1600) == [1, 2, 5, 10, 20, 50, 100, 500, 1000, 1500]
+    # After a warm-up, which ends with the first refinement.
+    assert refresh_steps(10, 101, 10) == refresh_steps(10, 101)
+    assert refresh_steps(10, 101, 30) == [30, 50, 100]
+    assert refresh_steps(10, 101, 100) == [100]
+    assert refresh_steps(10, 101, 200) == []
 
 
 def test_a_device_that_is_not_here_is_refused(make_columns: Any) -> None:

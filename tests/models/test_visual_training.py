@@ -279,6 +279,13 @@ def test_progress_of_pictures_is_told_at_every_step_with_its_loss(X: np.ndarray)
     assert [step for step, _ in trained.report.refreshes] == [4, 8, 20]
 
 
+def test_pictures_are_refined_from_the_end_of_the_warm_up_on(X: np.ndarray) -> None:
+    slow = replace(CUTPASTE, representation_options={**TINY, "warm_up_epochs": 3})
+    assert [step for step, _ in train({"image": X}, slow, seed=0, device="cpu").report.refreshes] == [12, 20]
+    too_slow = replace(CUTPASTE, representation_options={**TINY, "warm_up_epochs": 9})
+    assert [step for step, _ in train({"image": X}, too_slow, seed=0, device="cpu").report.refreshes] == [20]
+
+
 def test_a_champion_is_trained_on_for_a_quarter_of_the_steps_and_is_not_touched(make_pictures: Any) -> None:
     columns = {"image": make_pictures(60)[0]}
     champion = train(columns, CUTPASTE, seed=0, device="cpu").model
@@ -299,22 +306,23 @@ def test_a_champion_is_trained_on_for_a_quarter_of_the_steps_and_is_not_touched(
 
 def test_a_champion_with_other_options_or_of_other_pictures_means_a_cold_start(make_pictures: Any) -> None:
     columns = {"image": make_pictures(30)[0]}
-    champion = train(columns, CUTPASTE, seed=0, device="cpu").model
-    wider = replace(CUTPASTE, representation_options={**TINY, "jitter": 0.2})
-    pixels = replace(CUTPASTE, representation="pixels", representation_options={})
+    short = replace(CUTPASTE, representation_options={**TINY, "n_epochs": 1})
+    champion = train(columns, short, seed=0, device="cpu").model
+    livelier = replace(short, representation_options={**TINY, "n_epochs": 1, "jitter": 0.2})
+    pixels = replace(short, representation="pixels", representation_options={})
     for window, config in [
-        (columns, wider),
+        (columns, livelier),
         (columns, pixels),
-        ({"image": make_pictures(30, side=12)[0]}, CUTPASTE),
-        ({"image": make_pictures(30, n_channels=3)[0]}, CUTPASTE),
-        ({"photo": columns["image"]}, CUTPASTE),
+        ({"image": make_pictures(30, side=12)[0]}, short),
+        ({"image": make_pictures(30, n_channels=3)[0]}, short),
+        ({"photo": columns["image"]}, short),
     ]:
         report = train(window, config, seed=0, warm_start=champion, device="cpu").report
         assert not report.is_warm_started
-        assert report.n_steps == (0 if config is pixels else 20)
+        assert report.n_steps == (0 if config is pixels else 4)
     first = train(columns, pixels, seed=0).model
-    assert not train(columns, CUTPASTE, seed=0, warm_start=first, device="cpu").report.is_warm_started
-    assert train(columns, CUTPASTE, seed=0, warm_start=champion, device="cpu").report.is_warm_started
+    assert not train(columns, short, seed=0, warm_start=first, device="cpu").report.is_warm_started
+    assert train(columns, short, seed=0, warm_start=champion, device="cpu").report.is_warm_started
 
 
 def test_refined_pictures_are_purer_and_detect_better_than_unrefined(make_pictures: Any) -> None:

@@ -29,7 +29,7 @@ def test_a_map_without_a_positive_value_leaves_a_grey_picture_as_it_is(value: fl
     assert np.array_equal(shown, np.repeat(grey, 3, axis=2))
 
 
-def test_only_what_raises_the_score_is_red() -> None:
+def test_only_positive_heat_is_red() -> None:
     grey = picture()
     shown = overlay(grey, spot()).astype(int)
     is_red = (shown[:, :, 0] - shown[:, :, 1]) != 0

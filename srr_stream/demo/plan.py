@@ -39,7 +39,6 @@ class Plan:
     malformed_every: int
     window: dict[str, Any]
     training: dict[str, Any]
-    gate: dict[str, Any]
     """Sections of the settings."""
 
 
@@ -68,7 +67,6 @@ def _plan_of_fields(dataset: Dataset, rate: int | None, *, is_spoilt: bool) -> P
         malformed_every=MALFORMED_EVERY if is_spoilt else n_records + 1,
         window={"min_size": min_size, "max_size": max(min_size, min(20_000, n_records))},
         training={"every_records": max(50, n_records // 8), "nice": 5},
-        gate={},
     )
 
 
@@ -89,8 +87,6 @@ def _plan_of_pictures(dataset: Dataset, rate: int | None, *, is_spoilt: bool) ->
             "on_drift": False,  # one training of minutes is what there is time for
             "nice": 5,
         },
-        # The first model is next to blind on pictures and flags next to nothing: any factor of that is small.
-        gate={"max_flagged_factor": 100.0},
     )
 
 
@@ -116,7 +112,6 @@ def demo_settings(
             "output": {"scores_topic": SCORES, "alerts_topic": ALERTS, "dead_letter_topic": DEAD},
             "window": plan.window,
             "training": {"every": None, "min_interval": "10s", "check_every": "200ms", **plan.training},
-            "gate": plan.gate,
             "registry": {"url": str(folder / "registry"), "keep": 50, "poll_every": "200ms"},
             "http": {"host": "127.0.0.1", "scorer_port": scorer_port, "trainer_port": trainer_port},
         },

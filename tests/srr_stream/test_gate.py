@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class Detector:
     rule: Rule = off_the_line
     flags_from: float = math.inf
     false_alarm_rate: float = 0.005
+    takes_pictures: bool = False
+    representation_name: str = "identity"
 
     def score(self, columns: Columns) -> Scores:
         score = np.asarray(self.rule(columns), dtype=np.float64)
@@ -213,6 +215,17 @@ def test_a_trained_model_passes_and_one_trained_on_other_data_does_not(newest: C
     strange = {"a": rng.normal(size=N), "b": rng.normal(size=N)}
     assert ask(train(newest, config, seed=1).model, champion, newest).passed
     assert "synthetic_auc_margin" in failed(ask(train(strange, config, seed=0).model, champion, newest))
+
+
+def test_over_a_stand_in_for_models_of_pictures_any_factor_is_allowed_within_the_absolute_bound(
+    newest: Columns,
+) -> None:
+    champion = replace(flags_share(0.0, newest), takes_pictures=True, representation_name="pixels")
+    trained = replace(flags_share(0.2, newest), takes_pictures=True, representation_name="cutpaste")
+    assert ask(trained, champion, newest).passed
+    assert failed(ask(trained, replace(champion, representation_name="cutpaste"), newest)) == ["flagged_factor"]
+    assert failed(ask(trained, replace(champion, takes_pictures=False), newest)) == ["flagged_factor"]
+    assert "flagged_ratio" in failed(ask(trained, champion, newest, max_flagged_ratio=0.1))
 
 
 # Made-up anomalies

@@ -93,16 +93,19 @@ PRESETS: dict[str, TrainingConfig] = {
         representation="robust_autoencoder", representation_options={"width": 16, "n_epochs": 30}, classifier="energy"
     ),
     # As published: for a GPU.
-    "paper_rotation": _pictures("rotation", **_DEEP_ONE_CLASS, augment=True, batch_rows=64),
-    "paper_contrastive": _pictures("contrastive", **_DEEP_ONE_CLASS, batch_rows=32),
-    "paper_cutpaste": _pictures(
-        "cutpaste",
-        head_layers=8,
-        learning_rate=0.03,
-        weight_decay=3e-5,
-        batch_rows=32,
-        n_epochs=256,
-        steps_per_epoch=256,
+    "paper_rotation": replace(_pictures("rotation", **_DEEP_ONE_CLASS, augment=True, batch_rows=64), gamma="otsu"),
+    "paper_contrastive": replace(_pictures("contrastive", **_DEEP_ONE_CLASS, batch_rows=32), gamma="otsu"),
+    "paper_cutpaste": replace(
+        _pictures(
+            "cutpaste",
+            head_layers=8,
+            learning_rate=0.03,
+            weight_decay=3e-5,
+            batch_rows=32,
+            n_epochs=256,
+            steps_per_epoch=256,
+        ),
+        gamma="otsu",
     ),
     # GOAD as its authors had it: distance to centres (equations 3 and 4), no refinement.
     "goad_centres": TrainingConfig(

@@ -60,6 +60,8 @@ class Service:
         self.trainer = TrainerProcess(settings) if has_trainer else None
         self.port = 0
         """Where the scorer's metrics are, once it runs."""
+        self.listens = threading.Event()
+        """Set as soon as `port` is known."""
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then finish the batch, commit, leave the group and stop the trainer.
@@ -79,6 +81,7 @@ class Service:
             http.host, http.scorer_port, registry=self.metrics_registry, health=self.health, heat_maps=heat_maps
         )
         self.port = endpoint.port
+        self.listens.set()
         log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
         threadpool_limits(1)

@@ -39,6 +39,7 @@ _HOLD_PATIENCE_S = 900.0
 """How long the replay is held back at most for the first trained model."""
 _PATIENCE_S = 90.0
 """How long after the last record the demo waits for verdicts and for the training under way."""
+_LISTENS_WITHIN_S = 10.0
 _VIEW_EVERY_S = 0.25
 
 
@@ -122,6 +123,7 @@ def run_demo(options: DemoOptions, *, should_stop: Callable[[], bool]) -> DemoRe
             format=dataset.format,
         )
         with _in_thread(service):
+            service.listens.wait(_LISTENS_WITHIN_S)
             console.print(f"scorer: http://127.0.0.1:{service.port}/metrics; trainer: a process beside it")
             replay.start()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -149,6 +150,7 @@ def test_the_demo_takes_a_file_of_ones_own_without_labels(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    assert re.search(r"scorer: http://127\.0\.0\.1:[1-9]\d+/metrics", done.stderr)
     summary = json.loads(done.stdout)
     assert summary["produced"] == 901
     assert summary["dead_lettered"] == 1

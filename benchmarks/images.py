@@ -173,14 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: [c for c in CLASSES[name] if options.classes is None or c in options.classes or name == "boards"]
         for name in chosen
     }
-    try:
-        for name in chosen:
-            load_split(name, CLASSES[name][0], 0.0, 0, n_train=8, side=_side(options, name))
-    except DatasetMissing as error:
-        if options.sets:
-            cli.error(str(error))
-        print(f"left out: {error}", file=sys.stderr)
-        chosen = [name for name in chosen if _is_here(name, options)]
+    missing = {name: why for name in chosen if (why := _why_missing(name, options)) is not None}
+    if missing and options.sets:
+        cli.error(next(iter(missing.values())))
+    for why in missing.values():
+        print(f"left out: {why}", file=sys.stderr)
+    chosen = [name for name in chosen if name not in missing]
     run = Run(_name(options, chosen), options, journal=f"images-{options.scale}")
     deadline = time.monotonic() + 60.0 * options.max_minutes if options.max_minutes else float("inf")
     units = [
@@ -211,12 +209,13 @@ def _name(options: argparse.Namespace, chosen: Sequence[str]) -> str:
     return "-".join(["paper-images", options.target, options.scale, *some, *(options.classes or [])])
 
 
-def _is_here(name: str, options: argparse.Namespace) -> bool:
+def _why_missing(name: str, options: argparse.Namespace) -> str | None:
+    """Return why a set cannot be read, None if it can."""
     try:
         load_split(name, CLASSES[name][0], 0.0, 0, n_train=8, side=_side(options, name))
-    except DatasetMissing:
-        return False
-    return True
+    except DatasetMissing as error:
+        return str(error)
+    return None
 
 
 def _side(options: argparse.Namespace, name: str) -> int | None:

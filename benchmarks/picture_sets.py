@@ -19,19 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets import DatasetMissing
+from srr_stream.data.fashion_mnist import CLASSES as FASHION
 
-FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle-boot",
-)
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MVTEC = (
     "bottle",

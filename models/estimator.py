@@ -211,7 +211,7 @@ class SRRDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self._fitted().contributions(self._columns(X, is_fit=False))
 
     def heat_maps(self, X: Any) -> NDArray[np.float32]:
-        """Return where in pictures their scores come from, ``(n, h, w)``, higher = more anomalous.
+        """Return how unusual each place of pictures is, ``(n, h, w)``: 0 is the median place, higher is less usual.
 
         Raises
         ------

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional
 
 N_STAGES = 4
-STEMS = ("auto", "full", "half", "usual")
 _MAX_FULL = 64
 """Pictures up to so many pixels a side keep their resolution in the stem, unless it is said otherwise."""
 

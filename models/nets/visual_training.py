@@ -14,7 +14,6 @@ from torch import nn
 from models.nets.pretext import Pretext
 
 MOMENTUM = 0.9
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class VisualTraining:

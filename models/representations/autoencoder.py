@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.blocks import by_blocks
 from models.occ.flattening import flatten
+from models.representations.cells import cell_means
 from models.representations.visual import Visual
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ class RobustAutoencoder(Visual):
 
     def embed(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the residuals of pictures ``(n, h, w, channels)``, pooled, ``(n, cells)``."""
-        return flatten(np.sqrt(_pooled(self._squares(X))))
+        return flatten(np.sqrt(cell_means(self._squares(X), _CELLS).astype(np.float32)))
 
     def places(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the residuals' root mean squares at each place of pictures, ``(n, h', w', 1)``."""
-        return np.sqrt(_pooled(self._squares(X)))[..., None]
+        return np.sqrt(cell_means(self._squares(X), _CELLS).astype(np.float32))[..., None]
 
     def _squares(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the mean over channels of the squared residuals, ``(n, h, w)``."""
@@ -93,13 +94,3 @@ class RobustAutoencoder(Visual):
             return squares
 
         return by_blocks(squares, X, n_rows=_CUDA_BATCH_ROWS if device.type == "cuda" else EAGER_BATCH_ROWS)
-
-
-def _pooled(squares: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``(n, h, w)`` averaged over the cells of a grid, ``(n, h', w')``."""
-    h, w = squares.shape[1:]
-    rows, columns = min(_CELLS, h), min(_CELLS, w)
-    row_starts, column_starts = np.arange(rows) * h // rows, np.arange(columns) * w // columns
-    sums = np.add.reduceat(np.add.reduceat(squares, row_starts, axis=1), column_starts, axis=2)
-    sizes = np.outer(np.diff([*row_starts, h]), np.diff([*column_starts, w]))
-    return np.asarray(sums / sizes, dtype=np.float32)

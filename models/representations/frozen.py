@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.representations.untrained import Untrained
 from models.state import State
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = (".onnx", ".safetensors")
 
 
-class Frozen:
+class Frozen(Untrained):
     """Features of pictures by an encoder that is never trained; refinement then concerns the classifier alone.
 
     The file's bytes become part of the model, so that a published version needs no other file. Files are data: an ONNX
@@ -79,18 +80,6 @@ class Frozen:
         self._shape: tuple[int, int, int] | None = None
         self._n_threads: int | None = None
 
-    def steps_per_epoch(self, n_rows: int) -> int:
-        """Return 1, as good as any."""
-        return 1
-
-    def warm_up_steps(self, n_rows: int) -> int:
-        """Return 0: it is as good as it will be."""
-        return 0
-
-    def steps_for(self, n_rows: int) -> int:
-        """Return 0: there is nothing to train."""
-        return 0
-
     def fit(
         self, X: NDArray[np.uint8], rng: np.random.Generator, *, device: str = "cpu", n_steps: int | None = None
     ) -> Self:
@@ -110,9 +99,6 @@ class Frozen:
         self._open(tuple(int(side) for side in X.shape[1:]))
         return self
 
-    def update(self, X: NDArray[Any], n_steps: int, on_step: Callable[[int, float], None] | None = None) -> None:
-        """Do nothing: the encoder is frozen."""
-
     def embed(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features ``(n, d)`` of pictures ``(n, h, w, channels)``."""
         return self._ready(X).embed(X)
@@ -123,10 +109,11 @@ class Frozen:
 
     def on(self, device: str, n_threads: int | None = None) -> Self:
         """Return one that embeds alike on the processor, with so many threads; an ONNX graph never leaves it."""
-        other = type(self).from_state(self.state())
-        other._n_threads = n_threads
-        assert other._shape is not None
-        other._open(other._shape)
+        if self._content is None or self._shape is None:
+            raise RuntimeError("frozen is not fitted; call fit first")
+        other = type(self)(**self.options)
+        other._content, other._n_threads = self._content, n_threads
+        other._open(self._shape)
         return other
 
     def state(self) -> State:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.occ.flattening import flatten
+from models.representations.cells import cell_means
+from models.representations.untrained import Untrained
 from models.state import State
 
 _BLOCK_ROWS = 1024
 
 
-class Pixels:
+class Pixels(Untrained):
     """Mean and deviation of the pixels in the cells of a grid, ``(n, 2 cells channels)``.
 
     Parameters
@@ -32,26 +33,11 @@ class Pixels:
             raise ValueError(f"n_cells is {n_cells!r}; allowed: whole numbers from 1 to 64")
         self.options: dict[str, Any] = {"n_cells": n_cells}
 
-    def steps_per_epoch(self, n_rows: int) -> int:
-        """Return 1, as good as any."""
-        return 1
-
-    def warm_up_steps(self, n_rows: int) -> int:
-        """Return 0: it is as good as it will be."""
-        return 0
-
-    def steps_for(self, n_rows: int) -> int:
-        """Return 0: there is nothing to train."""
-        return 0
-
     def fit(
         self, X: NDArray[Any], rng: np.random.Generator, *, device: str = "cpu", n_steps: int | None = None
     ) -> Self:
         """Do nothing: there is nothing to learn."""
         return self
-
-    def update(self, X: NDArray[Any], n_steps: int, on_step: Callable[[int, float], None] | None = None) -> None:
-        """Do nothing: there is nothing to train."""
 
     def embed(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the embedding of pictures ``(n, h, w, channels)``."""
@@ -80,17 +66,12 @@ class Pixels:
     def _moments(self, X: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and deviation of every cell and channel, ``(n, h', w', channels)`` each, in parts of 255."""
         n, h, w, c = X.shape
-        rows, columns = min(self.options["n_cells"], h), min(self.options["n_cells"], w)
-        row_starts, column_starts = np.arange(rows) * h // rows, np.arange(columns) * w // columns
-        sizes = np.outer(np.diff([*row_starts, h]), np.diff([*column_starts, w]))[None, :, :, None]
-        mean = np.empty((n, rows, columns, c), dtype=np.float32)
+        n_cells = self.options["n_cells"]
+        mean = np.empty((n, min(n_cells, h), min(n_cells, w), c), dtype=np.float32)
         deviation = np.empty_like(mean)
         for start in range(0, n, _BLOCK_ROWS):
             block = X[start : start + _BLOCK_ROWS].astype(np.int64)
-            sums, squares = (
-                np.add.reduceat(np.add.reduceat(values, row_starts, axis=1), column_starts, axis=2) / sizes
-                for values in (block, block * block)
-            )
-            mean[start : start + _BLOCK_ROWS] = sums / 255.0
-            deviation[start : start + _BLOCK_ROWS] = np.sqrt(np.maximum(squares - sums * sums, 0.0)) / 255.0
+            means, squares = cell_means(block, n_cells), cell_means(block * block, n_cells)
+            mean[start : start + _BLOCK_ROWS] = means / 255.0
+            deviation[start : start + _BLOCK_ROWS] = np.sqrt(np.maximum(squares - means * means, 0.0)) / 255.0
         return mean, deviation

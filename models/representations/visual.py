@@ -6,6 +6,7 @@ training are :mod:`models.nets`'s; how a trained encoder scores quickly is :mod:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -48,7 +49,7 @@ _MOST = {"jitter": 0.5, "patch_jitter": 1, "min_scale": 1, "min_area": 1, "max_a
 """Of options that are shares. A hue jittered by 0.5 is any hue."""
 
 
-class Visual:
+class Visual(ABC):
     """An encoder of pictures ``(n, h, w, channels)`` uint8, trained on a pretext task.
 
     Parameters
@@ -113,9 +114,9 @@ class Visual:
         epochs: int = self.options["n_epochs"]
         return epochs * self.steps_per_epoch(n_rows)
 
+    @abstractmethod
     def make_pretext(self, net: ResNet18, shape: tuple[int, int, int]) -> Pretext:
         """Return the task on pictures of a shape (height, width, channels)."""
-        raise NotImplementedError
 
     def fit(
         self,

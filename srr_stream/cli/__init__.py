@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from consumers.errors import ConsumersError
-from srr_stream.errors import NoHeatMap, NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
+from srr_stream.cli.common import clear_errors, config_option, load, stop_on_signals
 from srr_stream.logs import set_up_logging
 from srr_stream.metrics import package_version
 
-if TYPE_CHECKING:
-    from srr_stream.settings import Settings
-
-EXIT_SETTINGS = 2
-EXIT_OUTSIDE = 3
 EXIT_REJECTED = 4
 
 _FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
@@ -36,15 +24,6 @@ _EPILOG = """\b
 Exit codes: 0 all went well; 1 a defect; 2 the command line or the settings are wrong;
 3 something outside is wrong: broker, topic, registry, port, or too few records;
 4 the gate rejected the model of train --once."""
-
-_config = click.option(
-    "-c",
-    "--config",
-    "path",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Settings file (YAML). SRR__SECTION__KEY in the environment goes over it.",
-)
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,30 +41,30 @@ def main(log_level: str) -> None:
 
 
 @main.command()
-@_config
+@config_option
 def run(path: Path) -> None:
     """Score the stream and train beside it, until stopped."""
     _serve(path, has_trainer=True)
 
 
 @main.command()
-@_config
+@config_option
 def score(path: Path) -> None:
     """Score the stream with what the registry holds; another process trains."""
     _serve(path, has_trainer=False)
 
 
 @main.command()
-@_config
+@config_option
 @click.option("--once", is_flag=True, help="Train now, once, print the manifest's essentials as JSON, and end.")
 def train(path: Path, once: bool) -> None:
     """Train whenever it is due, and publish to the registry; another process scores."""
-    with _clear_errors():
-        settings = _load(path)
+    with clear_errors():
+        settings = load(path)
         if not once:
             from srr_stream.trainer_process import run_trainer
 
-            run_trainer(settings, should_stop=_stop_on_signals(), on_status=lambda status: None)
+            run_trainer(settings, should_stop=stop_on_signals(), on_status=lambda status: None)
             return
         from srr_stream.trainer_process import train_once
 
@@ -104,40 +83,40 @@ def train(path: Path, once: bool) -> None:
 
 
 @main.command("check-config")
-@_config
+@config_option
 def check_config(path: Path) -> None:
     """Check a settings file, without a network; say everything that is wrong with it at once."""
-    with _clear_errors():
-        settings = _load(path)
+    with clear_errors():
+        settings = load(path)
     n_fields = len(settings.record.fields)
     click.echo(f"{path}: good; {n_fields} fields of {', '.join(settings.input.topics)}")
 
 
 @main.command()
-@_config
+@config_option
 @click.option("--reason", default="asked for by hand", show_default=True, help="Kept in the model's manifest.")
 def retrain(path: Path, reason: str) -> None:
     """Ask the running trainer for a training, wherever it runs."""
-    with _clear_errors():
+    with clear_errors():
         from srr_stream.assembly import make_registry
 
-        make_registry(_load(path)).request_training(reason)
+        make_registry(load(path)).request_training(reason)
     click.echo("asked; the trainer takes it up when training.min_interval has passed since its last training")
 
 
 @main.command()
-@_config
+@config_option
 def rollback(path: Path) -> None:
     """Make the previous model the champion again; scorers swap within registry.poll_every."""
-    with _clear_errors():
+    with clear_errors():
         from srr_stream.assembly import make_registry
 
-        pointer = make_registry(_load(path)).rollback()
+        pointer = make_registry(load(path)).rollback()
     click.echo(f"champion is version {pointer.champion} again, it was version {pointer.previous}")
 
 
 @main.command("heat-map")
-@_config
+@config_option
 @click.argument("topic")
 @click.argument("partition", type=click.IntRange(min=0))
 @click.argument("offset", type=click.IntRange(min=0))
@@ -152,8 +131,8 @@ def rollback(path: Path) -> None:
 )
 def heat_map(path: Path, topic: str, partition: int, offset: int, version: int | None, output: Path) -> None:
     """Draw where a picture of the stream is unusual."""
-    with _clear_errors():
-        settings = _load(path)
+    with clear_errors():
+        settings = load(path)
         from srr_stream.assembly import make_heat_maps, make_live_model, make_registry
 
         registry = make_registry(settings)
@@ -223,11 +202,11 @@ def demo(
     from srr_stream.demo.run import DemoOptions, run_demo
 
     logging.getLogger().setLevel(logging.ERROR)  # the live view tells it better
-    with _clear_errors():
+    with clear_errors():
         options = DemoOptions(
             dataset, file, rate, plot, sheet, normal, scorer_port=scorer_port, trainer_port=trainer_port
         )
-        result = run_demo(options, should_stop=_stop_on_signals())
+        result = run_demo(options, should_stop=stop_on_signals())
     if as_json:
         click.echo(json.dumps(result.summary.to_dict()))
     else:
@@ -238,45 +217,8 @@ def demo(
 
 
 def _serve(path: Path, *, has_trainer: bool) -> None:
-    with _clear_errors():
-        settings = _load(path)
+    with clear_errors():
+        settings = load(path)
         from srr_stream.service import Service
 
-        Service(settings, has_trainer=has_trainer).run(_stop_on_signals())
-
-
-def _load(path: Path) -> Settings:
-    from srr_stream.loading import load_settings
-
-    return load_settings(path)
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Say an expected error in a line and exit with its code; a defect keeps its traceback."""
-    try:
-        yield
-    except SettingsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        sys.exit(EXIT_SETTINGS)
-    except (ConsumersError, RegistryError, NotEnoughRecords, NoHeatMap, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_OUTSIDE)
-    except SrrStreamError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-
-
-def _stop_on_signals() -> Callable[[], bool]:
-    """Return whether SIGTERM or SIGINT came; a second one exits at once."""
-    stop = threading.Event()
-
-    def note(number: int, _frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
-    return stop.is_set
+        Service(settings, has_trainer=has_trainer).run(stop_on_signals())

@@ -2,6 +2,8 @@
 
     ConsumersError
     ├── BrokerUnavailable   operator: no broker answers; it may come back, so it is tried again
+    ├── MembershipLost      nobody, or the operator if it repeats: another member has taken over; nothing is lost
+    ├── OffsetLost          operator: the log no longer holds what is to be read next
     ├── TopicMissing        operator: a topic does not exist, or is hidden; it is never created by a reader
     ├── NotAuthorized       operator: wrong credentials, or rights that are missing
     ├── SinkError           operator: verdicts could not be made durable; nothing behind them may be committed
@@ -22,6 +24,14 @@ class ConsumersError(Exception):
 
 class BrokerUnavailable(ConsumersError):
     """No broker answers."""
+
+
+class MembershipLost(ConsumersError):
+    """The group goes on without this member, or another writer has its id: its open batch counts for nothing."""
+
+
+class OffsetLost(ConsumersError):
+    """The log no longer holds what is to be read next, and nobody said what to do then."""
 
 
 class TopicMissing(ConsumersError):

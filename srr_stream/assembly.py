@@ -6,18 +6,21 @@ The parts themselves take plain arguments, so that each can be used, and tested,
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consumers.decoding import DECODERS, Decoder
+from consumers.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from consumers.records import Field, FieldKind, ImageSpec, RecordSchema
+from srr_stream.pace import Pace
 from srr_stream.registry import Registry
 from srr_stream.triggers import ClockTrigger, CountTrigger, DriftTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consumers.records import RawRecord
+    from consumers.records import Position, RawRecord
     from consumers.sinks.kafka import KafkaSink
     from consumers.sources.kafka import KafkaSource
     from consumers.windows import WindowReader
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 _MAX_BATCH = 5000
 _HEAT_MAP_TIMEOUT_S = 10.0
 _MAX_BATCH_OF_IMAGES = 128
-"""A batch is decoded between two beats of the loop: so many of the costliest pictures allowed, half a second each."""
+"""More at once are no faster, and a quarter of a window's memory."""
 
 
 def record_schema(settings: SchemaSettings) -> RecordSchema:
@@ -93,23 +96,60 @@ def make_decoder(settings: Settings) -> Decoder:
     )
 
 
-def make_source(settings: Settings, *, on_rebalance: Callable[[], None] | None = None) -> KafkaSource:
+def make_source(
+    settings: Settings,
+    *,
+    on_rebalance: Callable[[], None] | None = None,
+    on_skipped: Callable[[Position, int], None] | None = None,
+) -> KafkaSource:
     """Connect to the input topics as a member of the group; raises what :class:`KafkaSource` raises."""
     from consumers.sources.kafka import KafkaSource
 
-    has_images = record_schema(settings.record).image_field is not None
+    source = settings.input
     return KafkaSource(
-        settings.input.topics,
-        group_id=settings.input.group_id,
+        source.topics,
+        group_id=source.group_id,
         connection=kafka_connection(settings.kafka),
-        start=settings.input.start,
-        max_batch=settings.input.max_batch or (_MAX_BATCH_OF_IMAGES if has_images else _MAX_BATCH),
-        session_timeout_s=settings.input.session_timeout.total_seconds(),
+        start=source.start,
+        lost_offset=source.lost_offset,
+        isolation_level=source.isolation_level,
+        instance_id=source.instance_id,
+        max_batch=_max_batch(settings),
+        session_timeout_s=source.session_timeout.total_seconds(),
+        max_poll_interval_s=source.max_poll_interval.total_seconds(),
+        stall_timeout_s=source.stall_timeout.total_seconds(),
         on_rebalance=on_rebalance,
+        on_skipped=on_skipped,
     )
 
 
-def make_sink(settings: Settings) -> KafkaSink:
+def make_pace(settings: Settings) -> Pace:
+    """Return what says how large a batch is."""
+    return Pace(_max_batch(settings))
+
+
+def _max_batch(settings: Settings) -> int:
+    has_images = record_schema(settings.record).image_field is not None
+    return settings.input.max_batch or (_MAX_BATCH_OF_IMAGES if has_images else _MAX_BATCH)
+
+
+def transactional_id(settings: Settings) -> str | None:
+    """Return the name of this process's transactions, None if it needs none.
+
+    With an instance id it is the same after a restart, which then takes back at once what a crash left open; without
+    one the broker does so after ``output.flush_timeout``.
+    """
+    if settings.delivery.mode == "at_least_once":
+        return None
+    return f"{settings.input.group_id}-{settings.input.instance_id or uuid.uuid4().hex}"
+
+
+def make_delivery(settings: Settings, source: KafkaSource, sink: KafkaSink) -> Delivery:
+    """Return the promise that the settings ask for; the sink must have been made for it."""
+    return (ExactlyOnce if settings.delivery.mode == "exactly_once" else AtLeastOnce)(source, sink)
+
+
+def make_sink(settings: Settings, *, transactional_id: str | None = None) -> KafkaSink:
     """Connect to the output topics; raises what :class:`KafkaSink` raises."""
     from consumers.sinks.kafka import KafkaSink
 
@@ -120,7 +160,9 @@ def make_sink(settings: Settings) -> KafkaSink:
         alerts_topic=output.alerts_topic,
         dead_letter_topic=output.dead_letter_topic,
         include_record=output.include_record,
+        max_message_size=int(output.max_message_size),
         flush_timeout_s=output.flush_timeout.total_seconds(),
+        transactional_id=transactional_id,
     )
 
 

@@ -89,7 +89,21 @@ def check_settings(content: Mapping[str, Any], *, use_environment: bool = True) 
 
 def _contradictions(settings: Settings) -> list[str]:
     problems = []
-    window, kafka, output = settings.window, settings.kafka, settings.output
+    window, kafka, output, source = settings.window, settings.kafka, settings.output, settings.input
+    live = settings.http.live_timeout
+    for key, limit in (
+        ("output.flush_timeout", output.flush_timeout),
+        ("input.session_timeout", source.session_timeout),
+    ):
+        if limit >= live:
+            problems.append(
+                f"{key}: is {limit.total_seconds():g}s; allowed: less than http.live_timeout "
+                f"({live.total_seconds():g}s), or an outage of the brokers would look like a dead scorer"
+            )
+    if output.flush_timeout >= source.max_poll_interval:
+        problems.append(
+            "output.flush_timeout: allowed: less than input.max_poll_interval, or a slow broker costs membership"
+        )
     if window.max_size < window.min_size:
         problems.append(f"window.max_size: is {window.max_size}; allowed: at least window.min_size ({window.min_size})")
     if window.mode != "latest" and window.span is None:

@@ -90,6 +90,12 @@ class ScorerMetrics:
         self.records_dead_lettered = Counter(
             "srr_records_dead_lettered", "Records that could not be read.", ["topic", "reason"], registry=registry
         )
+        self.records_skipped = Counter(
+            "srr_records_skipped",
+            "Offsets that the log no longer held when they were to be read.",
+            ["topic", "partition"],
+            registry=registry,
+        )
         self.severity = BatchHistogram(
             "srr_severity",
             "Severity of scored records; 1.0 is the boundary for every model.",
@@ -118,6 +124,7 @@ class ScorerMetrics:
         self.partitions_assigned = Gauge("srr_partitions_assigned", "Partitions this scorer owns.", registry=registry)
         self.partitions_paused = Gauge("srr_partitions_paused", "Partitions held back.", registry=registry)
         self.rebalances = Counter("srr_rebalances", "Changes of the assignment.", registry=registry)
+        self.reconnects = Counter("srr_reconnects", "Connections made anew, by why.", ["cause"], registry=registry)
         self.model_swaps = Counter("srr_model_swaps", "Models swapped in or refused.", ["outcome"], registry=registry)
         self.model_info = Gauge("srr_model_info", "The live model; always 1.", ["version"], registry=registry)
         self.model_loaded = Gauge(

@@ -1,8 +1,8 @@
 """The scorer: read a batch, score it with the live model, publish the verdicts, commit.
 
-One turn of the loop is :meth:`Scorer.turn`. Its order carries the promise *at least once*: verdicts and dead letters
-are durable before the offsets behind them are committed. Nothing is in flight between two turns, so a partition that is
-taken away during a poll has nothing left to flush.
+One turn of the loop is :meth:`Scorer.turn`. Verdicts and dead letters are with the brokers before the offsets behind
+them are committed; :mod:`consumers.delivery` says what becomes of a crash in between. Nothing is in the works between
+two turns, and partitions come and go in a poll only: one that is taken away has been flushed and committed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
+from consumers.delivery import Delivery
 from consumers.records import BadRecord, Contribution, Decoded, Position, RawRecord, Verdicts
-from consumers.sinks import Sink
 from consumers.sources import Source
 from srr_stream.health import Health
 from srr_stream.live_model import Live, LiveModel
 from srr_stream.metrics import ScorerMetrics
+from srr_stream.pace import Pace
 from srr_stream.triggers import DriftTrigger
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class Scorer:
 
     Parameters
     ----------
+    pace
+        Says how many records make a batch. The slower they are to judge, the fewer: a turn takes about a second, then
+        the group and the probes hear of this member again.
     n_reasons
         How many fields a flagged record's reason names.
     drift
@@ -48,8 +52,9 @@ class Scorer:
         source: Source,
         decoder: Decoder,
         live_model: LiveModel,
-        sink: Sink,
+        delivery: Delivery,
         *,
+        pace: Pace,
         metrics: ScorerMetrics,
         health: Health,
         poll_timeout_s: float = 0.2,
@@ -63,7 +68,8 @@ class Scorer:
         self._source = source
         self._decoder = decoder
         self._live_model = live_model
-        self._sink = sink
+        self._delivery = delivery
+        self._pace = pace
         self._metrics = metrics
         self._health = health
         self._poll_timeout_s = poll_timeout_s
@@ -78,14 +84,12 @@ class Scorer:
         self._lagging: set[Position] = set()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Go round until `should_stop`; then close the sink and leave the group."""
+        """Go round until `should_stop`."""
         try:
             while not should_stop():
                 self.turn()
         finally:
             self._health.not_ready("stopping")
-            self._sink.close()
-            self._source.close()
 
     def turn(self) -> int:
         """Do one batch and return how many records it had; without a model, hold."""
@@ -98,7 +102,7 @@ class Scorer:
             self._source.resume()
             self._is_holding = False
         self._notice(live)
-        raw = self._source.poll(self._poll_timeout_s)
+        raw = self._source.poll(self._poll_timeout_s, self._pace.n_records)
         if raw:
             self._do(raw, live)
         self._report_positions()
@@ -113,17 +117,34 @@ class Scorer:
         self._report_positions()
 
     def _do(self, raw: Sequence[RawRecord], live: Live) -> None:
+        started = time.perf_counter()
         with self._timed("decode"):
             decoded = self._decoder.decode(raw)
+        self._health.beat()
         verdicts = self._judge(decoded, live)
+        self._pace.update(len(raw), time.perf_counter() - started)
+        self._still_here()
         with self._timed("publish"):
-            self._sink.write(verdicts)
-            self._sink.write_bad(decoded.bad)
-            self._sink.flush()
+            self._delivery.publish(verdicts, decoded.bad, self._wait)
+        self._still_here()
         with self._timed("commit"):
-            self._source.commit(positions_after(raw))
+            self._delivery.commit(positions_after(raw), self._wait)
         self._count(raw, verdicts, decoded.bad)
         self._watch_drift(verdicts)
+
+    def _still_here(self) -> None:
+        """Tell the probes and the group that the loop is going round."""
+        self._health.beat()
+        self._source.stay()
+
+    def _wait(self) -> None:
+        """Note that the brokers take their time: nothing more is read until they have what there is.
+
+        No beat: what waits for ever is not alive. The delivery gives up before.
+        """
+        self._source.stay()
+        self._metrics.partitions_paused.set(len(self._source.assignment))
+        self._health.not_ready("waiting: the brokers are slow to take the verdicts; nothing more is read meanwhile")
 
     def _judge(self, decoded: Decoded, live: Live) -> Verdicts:
         batch = decoded.batch

@@ -10,11 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
 from threadpoolctl import threadpool_limits
 
-from consumers.errors import BrokerUnavailable, SinkError
+from consumers.errors import (
+    BrokerUnavailable,
+    ConsumersError,
+    MembershipLost,
+    NotAuthorized,
+    SinkError,
+    TopicMissing,
+)
+from consumers.records import Position
 from srr_stream import assembly
 from srr_stream.api import HttpEndpoint
 from srr_stream.errors import RegistryError
@@ -31,6 +40,14 @@ _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 15.0
 _STEADY_S = 30.0
 """A connection that lasted so long was good: the next retry is quick again."""
+_CAUSES: dict[type[ConsumersError], str] = {
+    BrokerUnavailable: "broker",
+    SinkError: "sink",
+    MembershipLost: "membership",
+    TopicMissing: "topic",
+    NotAuthorized: "rights",
+}
+"""Why a connection is made anew, as a metric label."""
 
 
 class Service:
@@ -58,6 +75,9 @@ class Service:
             on_refusal=lambda version, reason: self.metrics.model_swaps.labels(f"refused_{reason}").inc(),
         )
         self.trainer = TrainerProcess(settings) if has_trainer else None
+        self._pace = assembly.make_pace(settings)
+        self._transactional_id = assembly.transactional_id(settings)
+        self._was_connected = False
         self.port = 0
         """Where the scorer's metrics are, once it runs."""
         self.listens = threading.Event()
@@ -103,9 +123,12 @@ class Service:
             started = time.monotonic()
             try:
                 self._score_while_connected(should_stop)
-            except (BrokerUnavailable, SinkError) as error:
+            except (BrokerUnavailable, SinkError, MembershipLost, TopicMissing, NotAuthorized) as error:
+                if isinstance(error, (TopicMissing, NotAuthorized)) and not self._was_connected:
+                    raise  # never right: whoever starts it must know
                 if time.monotonic() - started > _STEADY_S:
                     retry_s = _FIRST_RETRY_S
+                self.metrics.reconnects.labels(_CAUSES[type(error)]).inc()
                 log.warning("%s; next try in %g s", error, retry_s)
                 self._wait(retry_s, str(error), should_stop)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
@@ -113,27 +136,32 @@ class Service:
     def _score_while_connected(self, should_stop: Callable[[], bool]) -> None:
         settings = self._settings
         self.health.not_ready(f"connecting to {settings.kafka.bootstrap_servers}")
-        sink = assembly.make_sink(settings)
-        try:
-            source = assembly.make_source(settings, on_rebalance=self.metrics.rebalances.inc)
-        except BaseException:
-            sink.close()
-            raise
-        scorer = Scorer(
-            source,
-            assembly.make_decoder(settings),
-            self.live_model,
-            sink,
-            metrics=self.metrics,
-            health=self.health,
-            poll_timeout_s=settings.input.poll_timeout.total_seconds(),
-            n_reasons=settings.output.n_reasons,
-            drift=assembly.make_drift_trigger(settings),
-            on_drift=self._ask_for_training,
-            why_no_model=self._why_no_model,
-            heat_map_url=assembly.heat_map_url(settings),
-        )
-        scorer.run(should_stop)
+        with ExitStack() as stack:
+            # The sink first: it settles what a transaction left open, and only then the committed offsets are final.
+            sink = assembly.make_sink(settings, transactional_id=self._transactional_id)
+            stack.callback(sink.close)
+            source = assembly.make_source(
+                settings, on_rebalance=self.metrics.rebalances.inc, on_skipped=self._note_skipped
+            )
+            stack.callback(source.close)
+            stack.callback(sink.close)  # before the source leaves the group: what is open is taken back first
+            self._was_connected = True
+            scorer = Scorer(
+                source,
+                assembly.make_decoder(settings),
+                self.live_model,
+                assembly.make_delivery(settings, source, sink),
+                pace=self._pace,
+                metrics=self.metrics,
+                health=self.health,
+                poll_timeout_s=settings.input.poll_timeout.total_seconds(),
+                n_reasons=settings.output.n_reasons,
+                drift=assembly.make_drift_trigger(settings),
+                on_drift=self._ask_for_training,
+                why_no_model=self._why_no_model,
+                heat_map_url=assembly.heat_map_url(settings),
+            )
+            scorer.run(should_stop)
 
     def _wait(self, seconds: float, why: str, should_stop: Callable[[], bool]) -> None:
         """Stay alive, but not ready, for a while."""
@@ -148,6 +176,10 @@ class Service:
         """Say what the first model waits for, as far as is known here."""
         detail = self.trainer.status.detail if self.trainer is not None else ""
         return self.live_model.problem or detail or "no model in the registry yet"
+
+    def _note_skipped(self, position: Position, n_offsets: int) -> None:
+        topic, partition = position
+        self.metrics.records_skipped.labels(topic, str(partition)).inc(n_offsets)
 
     def _ask_for_training(self, reason: str) -> None:
         try:

@@ -84,6 +84,8 @@ RepresentationName = Literal[
 ]
 PICTURE_REPRESENTATIONS = get_args(RepresentationName)[2:]
 """Those that take pictures; the others take fields."""
+InstanceId = Annotated[str, Setting(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+_LEAST_MESSAGE = 256 * 1024
 PublicUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Setting(ge=0, le=65535)]
 ImageSide = Annotated[int, Setting(ge=1, le=MAX_IMAGE_SIDE)]
@@ -119,8 +121,25 @@ class InputSettings(_Section):
     max_batch: int | None = Setting(
         None, ge=1, description="at most this many records are scored together; left out: 5000, of pictures 128"
     )
+    lost_offset: Literal["error", "earliest", "latest"] = Setting(
+        "earliest", description="where to go on when the log no longer holds the offset to read next; it is counted"
+    )
+    isolation_level: Literal["read_committed", "read_uncommitted"] = Setting(
+        "read_committed", description="read_committed leaves out what senders' transactions took back"
+    )
+    instance_id: InstanceId | None = Setting(
+        None,
+        description="name of this scorer among all of the group: static membership, and transactions to come back to",
+    )
     poll_timeout: Duration = timedelta(milliseconds=200)
     session_timeout: Duration = timedelta(seconds=45)
+    max_poll_interval: Duration = Setting(
+        timedelta(minutes=5), description="a scorer whose batch takes longer loses its partitions"
+    )
+    stall_timeout: Duration = Setting(
+        timedelta(minutes=1),
+        description="a partition that gives nothing for so long though records wait is reconnected",
+    )
     max_record_size: ByteSize = Setting(ByteSize(1 << 20), description="a larger record is a dead letter")
 
 
@@ -156,6 +175,17 @@ class OutputSettings(_Section):
     include_record: bool = Setting(False, description="put the record itself into its verdict")
     n_reasons: int = Setting(5, ge=0, description="how many fields a flagged record's reason names")
     flush_timeout: Duration = timedelta(seconds=30)
+    max_message_size: ByteSize = Setting(
+        ByteSize(1 << 20), ge=_LEAST_MESSAGE, description="what the topics take: their max.message.bytes"
+    )
+
+
+class DeliverySettings(_Section):
+    """What is promised of every record; see docs/guarantees.md."""
+
+    mode: Literal["at_least_once", "exactly_once"] = Setting(
+        "at_least_once", description="exactly_once: verdicts and offsets in one Kafka transaction"
+    )
 
 
 class WindowSettings(_Section):
@@ -249,6 +279,7 @@ class Settings(BaseSettings):
     input: InputSettings
     record: SchemaSettings
     output: OutputSettings
+    delivery: DeliverySettings = DeliverySettings()
     window: WindowSettings = WindowSettings()
     training: TrainingSettings = TrainingSettings()
     threshold: ThresholdSettings = ThresholdSettings()

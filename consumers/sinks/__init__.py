@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from consumers.records import BadRecord, Verdicts
+
+
+def _wait() -> None:
+    """Wait without anything to do meanwhile."""
 
 
 class Sink(Protocol):
@@ -17,8 +21,11 @@ class Sink(Protocol):
     def write_bad(self, bad: Sequence[BadRecord]) -> None:
         """Take records that could not be read, each with its reason."""
 
-    def flush(self) -> None:
-        """Return when everything taken is durable; raise `SinkError` if that is not known."""
+    def flush(self, while_waiting: Callable[[], None] = _wait) -> None:
+        """Return when everything taken is durable; raise `SinkError` if that is not known.
+
+        A sink that is slow calls `while_waiting` meanwhile, about once a second.
+        """
 
     def close(self) -> None:
         """Let go, without a promise for what was not flushed; twice is fine."""

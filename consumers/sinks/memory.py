@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from consumers.records import BadRecord, Verdicts
 
@@ -24,7 +24,7 @@ class MemorySink:
         """Take records that could not be read."""
         self._bad.extend(bad)
 
-    def flush(self) -> None:
+    def flush(self, while_waiting: Callable[[], None] | None = None) -> None:
         """Move what was taken to what is flushed."""
         self.flushed += self._verdicts
         self.flushed_bad += self._bad

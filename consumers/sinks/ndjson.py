@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class NdjsonSink:
             with self._translated():
                 self._bad_file.write(orjson.dumps(content, option=orjson.OPT_SORT_KEYS) + b"\n")
 
-    def flush(self) -> None:
+    def flush(self, while_waiting: Callable[[], None] | None = None) -> None:
         """Return when the lines are on the disk."""
         with self._translated():
             for file in (self._file, self._bad_file):

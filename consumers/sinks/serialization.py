@@ -16,20 +16,24 @@ Header = tuple[str, bytes | None]
 
 EVENT_TYPE = "io.srr-stream.anomaly.v1"
 
-MAX_VALUE_SIZE = 900_000
-"""Bytes of a record that fit, with what is said about it, into a message of the size that Kafka takes by default."""
+MAX_BODY_SIZE = 900_000
+"""Bytes of a verdict that fit, with its key, into a message of the size that Kafka takes by default."""
 _MAX_TEXT = 1000
-"""Characters of a text beside a picture that a verdict repeats."""
+"""Characters of a text that a verdict repeats."""
 
 
-def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Iterator[bytes]:
+def verdict_bodies(
+    verdicts: Verdicts, *, include_record: bool = False, max_size: int = MAX_BODY_SIZE
+) -> Iterator[bytes]:
     """Yield a JSON object for every row, keys in the order of the alphabet.
 
     Parameters
     ----------
     include_record
-        Put the record itself, as it was sent, under ``record``; not if it is larger than `MAX_VALUE_SIZE`. A record
-        that is a picture is base64 there.
+        Put the record itself, as it was sent, under ``record``. A record that is a picture is base64 there.
+    max_size
+        Bytes. A record with which the verdict would be larger is left out, and ``record_omitted`` tells its bytes.
+        Texts of a record are cut, so that every verdict is small without it.
 
     What a record has beside its picture is under ``metadata``; where its heat map is to be had under ``heat_map``.
     """
@@ -42,7 +46,7 @@ def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Itera
             "topic": raw.topic,
             "partition": raw.partition,
             "offset": raw.offset,
-            "key": readable(raw.key),
+            "key": _cut(readable(raw.key)),
             "time": timestamp(time_ms),
             "score": score,
             "p_value": p_value,
@@ -55,9 +59,18 @@ def verdict_bodies(verdicts: Verdicts, *, include_record: bool = False) -> Itera
             body["heat_map"] = verdicts.heat_maps[row]
         if has_metadata:
             body["metadata"] = {name: _cut(value) for name, value in verdicts.batch.metadata(row).items()}
-        if include_record and raw.value is not None and (record := _record(raw.value)) is not None:
-            body["record"] = record
-        yield orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        yield _dumped(body, raw.value if include_record else None, max_size)
+
+
+def _dumped(body: dict[str, Any], record: bytes | None, max_size: int) -> bytes:
+    """Return a verdict as JSON, with the record in it if there is room."""
+    if record is None:
+        return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    if len(record) < max_size:
+        whole = orjson.dumps(body | {"record": _record(record)}, option=orjson.OPT_SORT_KEYS)
+        if len(whole) <= max_size:
+            return whole
+    return orjson.dumps(body | {"record_omitted": len(record)}, option=orjson.OPT_SORT_KEYS)
 
 
 def alert_headers(raw: RawRecord, time_ms: int) -> list[Header]:
@@ -73,17 +86,18 @@ def alert_headers(raw: RawRecord, time_ms: int) -> list[Header]:
     return [(name, value.encode()) for name, value in headers.items()]
 
 
-def dead_letter_headers(bad: BadRecord) -> list[Header]:
+def dead_letter_headers(bad: BadRecord, *, with_own: bool = True) -> list[Header]:
     """Return the record's own headers, untouched, and behind them where it comes from and what is wrong."""
     about = {
         "srr-reason": bad.reason,
-        "srr-detail": bad.detail,
+        "srr-detail": bad.detail[:_MAX_TEXT],
         "srr-stage": bad.stage,
         "srr-topic": bad.raw.topic,
         "srr-partition": str(bad.raw.partition),
         "srr-offset": str(bad.raw.offset),
     }
-    return [*bad.raw.headers, *((name, value.encode()) for name, value in about.items())]
+    own = bad.raw.headers if with_own else ()
+    return [*own, *((name, value.encode()) for name, value in about.items())]
 
 
 def timestamp(time_ms: int) -> str:
@@ -117,12 +131,9 @@ def flagged_rows(verdicts: Verdicts) -> Sequence[int]:
     return rows
 
 
-def _record(value: bytes) -> orjson.Fragment | str | None:
-    """Return a record as JSON; None if it is too large for a message."""
-    is_picture = not value.lstrip().startswith(b"{")  # no JSON object, and yet it was decoded
-    if len(value) > (MAX_VALUE_SIZE * 3 // 4 if is_picture else MAX_VALUE_SIZE):
-        return None
-    if is_picture:
+def _record(value: bytes) -> orjson.Fragment | str:
+    """Return a record as JSON."""
+    if not value.lstrip().startswith(b"{"):  # no JSON object, and yet it was decoded: a picture
         return base64.b64encode(value).decode()
     # Inside JSON's strings there are no line breaks, between its tokens they may be spaces: one line a verdict.
     return orjson.Fragment(value.replace(b"\n", b" ").replace(b"\r", b" "))
@@ -139,6 +150,6 @@ def _reason(part: Contribution) -> dict[str, Any]:
     return {
         "field": part.field,
         "contribution": part.contribution,
-        "observed": part.observed,
-        "expected": part.expected,
+        "observed": _cut(part.observed),
+        "expected": _cut(part.expected),
     }

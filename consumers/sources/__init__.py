@@ -11,8 +11,14 @@ from consumers.records import Position, RawRecord
 class Source(Protocol):
     """A reader of partitions that remembers how far it came."""
 
-    def poll(self, timeout_s: float) -> Sequence[RawRecord]:
-        """Return the next records, maybe none, in order within a partition; never block longer."""
+    def poll(self, timeout_s: float, max_records: int | None = None) -> Sequence[RawRecord]:
+        """Return the next records, maybe none, in order within a partition; never block longer.
+
+        Partitions come and go in here and nowhere else. Whoever has a batch in the works does not call it.
+        """
+
+    def stay(self) -> None:
+        """Tell that this reader is well although it does not poll: a batch takes its time."""
 
     def commit(self, positions: Mapping[Position, int]) -> None:
         """Remember, durably, the next offset to read of each partition."""

@@ -25,17 +25,21 @@ class MemorySource:
         self._is_paused = False
         self._is_closed = False
 
-    def poll(self, timeout_s: float) -> Sequence[StoredRecord]:
+    def poll(self, timeout_s: float, max_records: int | None = None) -> Sequence[StoredRecord]:
         """Return the next records at once: nothing in memory is worth waiting for."""
+        at_most = self._max_batch if max_records is None else min(max_records, self._max_batch)
         if self._is_paused or self._is_closed:
             return []
         polled: list[StoredRecord] = []
         for position, end in sorted(self._log.ends().items()):
             start = self._positions.get(position, 0)
-            stop = min(end, start + self._max_batch - len(polled))
+            stop = min(end, start + at_most - len(polled))
             polled.extend(self._log.slice(position, start, stop))
             self._positions[position] = stop
         return polled
+
+    def stay(self) -> None:
+        """Do nothing: a group of one waits for its member."""
 
     def commit(self, positions: Mapping[Position, int]) -> None:
         """Remember the positions in the log, for the group."""

@@ -29,7 +29,7 @@ from consumers.sinks import Sink
 from consumers.sinks.kafka import KafkaSink
 from consumers.sinks.memory import MemorySink
 from consumers.sinks.ndjson import NdjsonSink
-from consumers.sinks.serialization import MAX_VALUE_SIZE, alert_headers, verdict_bodies
+from consumers.sinks.serialization import MAX_BODY_SIZE, alert_headers, verdict_bodies
 
 BAD = BadRecord(
     StoredRecord("in", 1, 43, 1_700_000_000_003, b"k", b"\xff{", (("trace", b"\x00\x01"), ("trace", None))),
@@ -159,7 +159,7 @@ def test_the_record_goes_along_if_asked_for_and_stays_on_one_line(verdicts: Verd
 
 def test_a_record_too_large_for_a_message_is_left_out_of_its_verdict(verdicts: Verdicts) -> None:
     first, *others = verdicts.batch.raw
-    large = first._replace(value=b'{"x": "' + b"x" * MAX_VALUE_SIZE + b'"}')  # type: ignore[attr-defined]
+    large = first._replace(value=b'{"x": "' + b"x" * MAX_BODY_SIZE + b'"}')  # type: ignore[attr-defined]
     bodies = list(
         verdict_bodies(replace(verdicts, batch=replace(verdicts.batch, raw=[large, *others])), include_record=True)
     )
@@ -205,13 +205,14 @@ def test_without_a_picture_or_anything_beside_it_there_is_no_metadata(verdicts: 
 def test_a_record_that_is_a_picture_goes_along_as_base64_if_it_fits() -> None:
     values = [
         b"\xff\xd8\xff\n\x00",
-        b"\x89PNG" + bytes(MAX_VALUE_SIZE * 3 // 4 - 4),
-        b"\x89PNG" + bytes(MAX_VALUE_SIZE),
+        b"\x89PNG" + bytes((MAX_BODY_SIZE - 1000) * 3 // 4),
+        b"\x89PNG" + bytes(MAX_BODY_SIZE),
     ]
     bodies = list(verdict_bodies(of_pictures(values, {}), include_record=True))
     assert base64.b64decode(json.loads(bodies[0])["record"]) == values[0]
-    assert MAX_VALUE_SIZE < len(bodies[1]) < 1_000_000
+    assert MAX_BODY_SIZE - 1000 < len(bodies[1]) <= MAX_BODY_SIZE
     assert "record" not in json.loads(bodies[2])
+    assert json.loads(bodies[2])["record_omitted"] == len(values[2])
 
 
 @pytest.mark.parametrize("time_ms", [-1, 0, 10**18, -(10**18)])
@@ -264,14 +265,14 @@ def test_a_dead_letter_is_the_record_untouched_with_what_is_wrong_behind_its_hea
 def test_a_record_too_large_for_a_message_is_a_dead_letter_without_its_value(outputs: Outputs) -> None:
     sink = outputs.sink()
     large = BAD.raw._replace(value=b"x" * 3_000_000)  # type: ignore[attr-defined]
-    fits = BAD.raw._replace(value=b"x" * MAX_VALUE_SIZE)  # type: ignore[attr-defined]
+    fits = BAD.raw._replace(value=b"x" * MAX_BODY_SIZE)  # type: ignore[attr-defined]
     sink.write_bad([replace(BAD, raw=raw) for raw in (large, large._replace(key=None), fits)])
     sink.flush()
     sink.close()
     without, keyless, whole = outputs.read("dead")
     assert (without.value, dict(without.headers)["srr-value-omitted"]) == (None, b"3000000")
     assert (keyless.value, dict(keyless.headers)["srr-value-omitted"]) == (b"", b"3000000")
-    assert len(whole.value or b"") == MAX_VALUE_SIZE
+    assert len(whole.value or b"") == MAX_BODY_SIZE
     assert "srr-value-omitted" not in dict(whole.headers)
 
 

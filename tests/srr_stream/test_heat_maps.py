@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
 from consumers.decoding import DECODERS
+from consumers.delivery import AtLeastOnce
 from consumers.errors import BrokerUnavailable
 from consumers.logs import MemoryLog, OffsetRange
 from consumers.records import Field, Position, RecordSchema, Verdicts
@@ -38,6 +39,7 @@ from srr_stream.live_model import LiveModel, make_canary
 from srr_stream.loading import check_settings
 from srr_stream.metrics import ScorerMetrics
 from srr_stream.overlays import overlay
+from srr_stream.pace import Pace
 from srr_stream.registry import Manifest, Registry
 from srr_stream.scorer import Scorer
 from srr_stream.service import Service
@@ -397,11 +399,13 @@ def scored(bench: Bench, **options: Any) -> list[Verdicts]:
     log, sink = MemoryLog(), MemorySink()
     for record in bench.log.slice(("events", 0), 0, bench.log.ends()["events", 0]):
         log.append("events", record.value)
+    source = MemorySource(log, max_batch=64)
     scorer = Scorer(
-        MemorySource(log, max_batch=64),
+        source,
         bench.decoder,
         bench.live_model,
-        sink,
+        AtLeastOnce(source, sink),
+        pace=Pace(64),
         metrics=ScorerMetrics(CollectorRegistry()),
         health=Health(live_timeout_s=60),
         **options,

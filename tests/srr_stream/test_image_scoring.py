@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from consumers.decoding import ImageDecoder
+from consumers.delivery import AtLeastOnce
 from consumers.logs import MemoryLog
 from consumers.records import Field, FieldKind, ImageSpec, RecordSchema, event_id
 from consumers.sinks.memory import MemorySink
 from consumers.sources.memory import MemorySource
 from srr_stream.health import Health
 from srr_stream.metrics import ScorerMetrics
+from srr_stream.pace import Pace
 from srr_stream.scorer import Scorer
 
 SCHEMA = RecordSchema((Field("photo", FieldKind.IMAGE, image=ImageSpec(16, 16)),))
@@ -40,11 +42,13 @@ class Bench:
 
     def __init__(self) -> None:
         self.log, self.sink, self.metrics_registry = MemoryLog(), MemorySink(), CollectorRegistry()
+        source = MemorySource(self.log, max_batch=16)
         self.scorer = Scorer(
-            MemorySource(self.log, max_batch=16),
+            source,
             ImageDecoder(SCHEMA),
             SimpleNamespace(current=SimpleNamespace(version=1, model=Brightness())),  # type: ignore[arg-type]
-            self.sink,
+            AtLeastOnce(source, self.sink),
+            pace=Pace(16),
             metrics=ScorerMetrics(self.metrics_registry),
             health=Health(live_timeout_s=60),
         )

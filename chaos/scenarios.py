@@ -1,0 +1,324 @@
+"""What is broken, and what must be true afterwards. Each scenario is a function that breaks and then settles."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chaos.bench import (
+    N_PARTITIONS,
+    Bench,
+    Failed,
+    Result,
+    create_topics,
+    make_models,
+    make_values,
+    produce,
+    wait_until,
+)
+from chaos.node import KafkaNode
+from chaos.processes import Death
+from chaos.proxy import FaultProxy
+
+Scenario = Callable[[Bench, random.Random, Result], None]
+
+
+def kills(bench: Bench, rng: random.Random, result: Result, *, n: int = 50) -> None:
+    """Kill -9 the scorer again and again: before, within, between and after publish and commit.
+
+    Half of the time it has an instance id to come back to.
+    """
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=3000, seed=result.seed)
+    points: dict[str, int] = {}
+    with bench.looking() as look:
+        for i in range(n):
+            death = Death.draw(rng)
+            is_static = rng.random() < 0.5
+            scorer = bench.start(
+                bench.with_settings(input={"instance_id": f"{bench.topic}-0" if is_static else None, "max_batch": 500}),
+                death=death,
+            )
+            if not scorer.wait(90):
+                raise Failed(f"round {i}: {death} never came; lag {look.lag()}; {scorer.log_path}")
+            if scorer.exitcode != -signal.SIGKILL:
+                raise Failed(f"round {i}: the scorer ended with {scorer.exitcode}: {scorer.log_path}")
+            points[death.point] = points.get(death.point, 0) + 1
+    n_sent = feeder.stop()
+    result.figures |= {"kills": n, **{f"killed {point}": count for point, count in sorted(points.items())}}
+    bench.settle(result, n_expected=n_sent)
+
+
+def sigterm(bench: Bench, rng: random.Random, result: Result, *, n: int = 5) -> None:
+    """SIGTERM under load: ends well within 10 s, and nothing is scored twice in either mode."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=4000, seed=result.seed)
+    slowest = 0.0
+    with bench.looking() as look:
+        for _ in range(n):
+            scorer = bench.start()
+            look.wait_for_progress(1)
+            time.sleep(rng.uniform(0, 1.0))
+            slowest = max(slowest, scorer.terminate())
+            if scorer.exitcode != 0:
+                raise Failed(f"exit code {scorer.exitcode}: {scorer.log_path}")
+    n_sent = feeder.stop()
+    result.figures |= {"stops": n, "slowest_stop_s": round(slowest, 2)}
+    bench.settle(result, n_expected=n_sent)
+    if slowest > 10:
+        raise Failed(f"a stop took {slowest:.1f} s")
+    if result.figures["repeated"]:
+        raise Failed("records were scored again after a clean stop")
+
+
+def zombie(bench: Bench, rng: random.Random, result: Result, *, n: int = 4) -> None:
+    """SIGSTOP a scorer past its session, let another one take over, and let it go on."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=3000, seed=result.seed)
+    with bench.looking() as look:
+        first = bench.start()
+        look.wait_for_progress(1)
+        for _ in range(n):
+            time.sleep(rng.uniform(0.0, 1.0))
+            first.freeze()
+            second = bench.start()
+            look.wait_for_progress(3000)
+            first.thaw()
+            look.wait_for_progress(3000)
+            if not first.is_alive:
+                raise Failed(f"the zombie died: {first.log_path}")
+            second.terminate()
+        first.terminate()
+    n_sent = feeder.stop()
+    result.figures |= {"freezes": n}
+    bench.settle(result, n_expected=n_sent)
+
+
+def broker_killed(bench: Bench, rng: random.Random, result: Result, *, n: int = 2) -> None:
+    """Kill -9 the broker under load and start it again on its log; then start a scorer before the broker."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=2000, seed=result.seed)
+    with bench.looking() as look:
+        scorer = bench.start()
+        for _ in range(n):
+            look.wait_for_progress(1000)
+            time.sleep(rng.uniform(0.0, 1.0))
+            bench.node.kill()
+            time.sleep(rng.uniform(0.0, 8.0))
+            bench.node.start()
+            look.wait_for_progress(1000)
+        scorer.terminate()
+    n_sent = feeder.stop()
+    bench.node.kill()
+    scorer = bench.start()
+    time.sleep(2.0)
+    if not scorer.is_alive:
+        raise Failed(f"the scorer did not wait for its broker: {scorer.log_path}")
+    bench.node.start()
+    with bench.looking() as look:
+        took_s = look.wait_for_no_lag()
+    scorer.terminate()
+    result.figures |= {"broker_kills": n + 1, "caught_up_after_start_s": round(took_s, 1)}
+    bench.settle(result, n_expected=n_sent)
+
+
+def broker_frozen(bench: Bench, rng: random.Random, result: Result) -> None:
+    """Freeze the broker for longer than the session and every timeout: it is waited for, alive, and nothing is lost."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=2000, seed=result.seed)
+    with bench.looking() as look:
+        scorer = bench.start()
+        look.wait_for_progress(1000)
+    bench.node.freeze()
+    time.sleep(12.0 + rng.uniform(0, 3))
+    bench.node.thaw()
+    with bench.looking() as look:
+        back_s = look.wait_for_progress(1000)
+        if not scorer.is_alive:
+            raise Failed(f"the scorer died of an outage: {scorer.log_path}")
+        n_sent = feeder.stop()
+        look.wait_for_no_lag()
+    scorer.terminate()
+    result.figures |= {"back_after_s": round(back_s, 1)}
+    bench.settle(result, n_expected=n_sent)
+
+
+def scaling(bench: Bench, rng: random.Random, result: Result) -> None:
+    """From one replica to three and back to one, under load."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=4000, seed=result.seed)
+    with bench.looking() as look:
+        replicas = [bench.start()]
+        look.wait_for_progress(1000)
+        for _ in range(2):
+            replicas.append(bench.start())
+            look.wait_for_progress(8000)
+        while len(replicas) > 1:
+            replicas.pop(rng.randrange(len(replicas))).terminate()
+            look.wait_for_progress(8000)
+        n_sent = feeder.stop()
+        look.wait_for_no_lag()
+    replicas[0].terminate()
+    bench.settle(result, n_expected=n_sent)
+    if result.figures["repeated"]:
+        raise Failed("records were scored again although every replica came and went in peace")
+
+
+def more_partitions(bench: Bench, rng: random.Random, result: Result) -> None:
+    """From four partitions to eight while running, with a group that began at the end of the log."""
+    from kafka.admin import KafkaAdminClient, NewPartitions
+
+    bench.publish(make_models(1)[0])
+    scorer = bench.start(bench.with_settings(kafka={"metadata_max_age": "2s"}))
+    feeder = bench.feed(rate=2000, seed=result.seed)
+    with bench.looking() as look:
+        look.wait_for_progress(1000)
+    admin = KafkaAdminClient(bootstrap_servers=bench.node.bootstrap_servers)
+    try:
+        admin.create_partitions({bench.topic: NewPartitions(2 * N_PARTITIONS)})
+    finally:
+        admin.close()
+    bench.n_partitions = 2 * N_PARTITIONS
+    n_before = feeder.stop()
+    more = bench.feed(rate=2000, seed=result.seed + 1, n_partitions=2 * N_PARTITIONS)
+    with bench.looking() as look:
+        look.wait_for_progress(8000)
+        n_sent = n_before + more.stop()
+        look.wait_for_no_lag()
+    scorer.terminate()
+    bench.settle(result, n_expected=n_sent)
+
+
+def retention(bench: Bench, rng: random.Random, result: Result) -> None:
+    """The log loses what is to be read next: it is counted, and reading goes on; with ``error`` the scorer says so."""
+    from kafka import TopicPartition
+    from kafka.admin import KafkaAdminClient
+
+    bench.publish(make_models(1)[0])
+    produce(bench.node.bootstrap_servers, bench.topic, make_values(4000, result.seed), n_partitions=N_PARTITIONS)
+    scorer = bench.start()
+    with bench.looking() as look:
+        look.wait_for_no_lag()
+    scorer.terminate()
+    produce(bench.node.bootstrap_servers, bench.topic, make_values(4000, result.seed + 1), n_partitions=N_PARTITIONS)
+    admin = KafkaAdminClient(bootstrap_servers=bench.node.bootstrap_servers)
+    try:
+        admin.delete_records({TopicPartition(bench.topic, p): 1500 for p in range(N_PARTITIONS)})
+    finally:
+        admin.close()
+    strict = bench.start(bench.with_settings(input={"lost_offset": "error"}))
+    if not strict.wait(60) or strict.exitcode == 0 or "offset 1000 is next" not in strict.log_path.read_text():
+        raise Failed(f"lost_offset: error did not end with the reason: {strict.log_path}")
+    scorer = bench.start()
+    with bench.looking() as look:
+        look.wait_for_no_lag()
+    scorer.terminate()
+    if "holds offsets 1500 to before 2000" not in scorer.log_path.read_text():
+        raise Failed(f"the loss was not told: {scorer.log_path}")
+    result.figures |= {"skipped": 500 * N_PARTITIONS}
+    bench.settle_ledger(result)
+
+
+def oversize(bench: Bench, rng: random.Random, result: Result) -> None:
+    """Records above the fetch limit, and records whose verdicts would be above the request limit."""
+    bench.publish(make_models(1)[0])
+    fits = b'{"duration_ms": 20, "bytes_sent": 400, "note": "%s"}' % (b"x" * 1_000_000)
+    beyond = b'{"duration_ms": 20, "bytes_sent": 400, "note": "%s"}' % (b"x" * 3_000_000)
+    values = make_values(500, result.seed)
+    for value in (fits, beyond, b"y" * 3_000_000):
+        values[rng.randrange(len(values))] = value
+    produce(bench.node.bootstrap_servers, bench.topic, values, n_partitions=N_PARTITIONS, max_request_size=1 << 23)
+    bench.settle(result, n_expected=len(values))
+
+
+def reply_cut(bench: Bench, rng: random.Random, result: Result, *, n: int = 6) -> None:
+    """Cut the reply to a commit: it happened, and the scorer cannot know."""
+    bench.publish(make_models(1)[0])
+    proxy = FaultProxy(bench.node.proxied_port, bench.node.proxied_target)
+    try:
+        scorer = bench.start()
+        feeder = bench.feed(rate=3000, seed=result.seed)
+        keys = [8] if bench.mode == "at_least_once" else [26, 28]
+        with bench.looking() as look:
+            look.wait_for_progress(1000)
+            for i in range(n):
+                so_far = proxy.n_cut
+                proxy.cut_reply_to(keys[i % len(keys)])
+                wait_until(lambda: proxy.n_cut > so_far, what="a commit to cut")  # noqa: B023  # called at once
+                proxy.cut_reply_to(None)
+                look.wait_for_progress(2000)
+            n_sent = feeder.stop()
+            look.wait_for_no_lag()
+        if not scorer.is_alive:
+            raise Failed(f"the scorer died: {scorer.log_path}")
+        scorer.terminate()
+    finally:
+        proxy.close()
+    result.figures |= {"replies_cut": n}
+    bench.settle_ledger(result, n_expected=n_sent)
+
+
+def failover(bench: Bench, rng: random.Random, result: Result) -> None:
+    """Kill -9 one of three replicas: how long until each of its partitions has a verdict again."""
+    bench.publish(make_models(1)[0])
+    feeder = bench.feed(rate=2000, seed=result.seed)
+    replicas = [bench.start() for _ in range(3)]
+    with bench.looking() as look:
+        look.wait_for_progress(10_000)
+        time.sleep(2 * bench.settings.input.session_timeout.total_seconds())  # until each has its share
+        replicas.pop(rng.randrange(3)).kill()
+        killed_at = time.monotonic()
+        before = look.committed()
+        # A second's records of a partition more than there were: nobody commits so much who is dead.
+        wait_until(lambda: all(a > b + 500 for a, b in zip(look.committed(), before, strict=True)), what="a take-over")
+        took_s = time.monotonic() - killed_at
+        n_sent = feeder.stop()
+        look.wait_for_no_lag()
+    for replica in replicas:
+        replica.terminate()
+    session_s = bench.settings.input.session_timeout.total_seconds()
+    result.figures |= {"taken_over_after_s": round(took_s, 2), "session_timeout_s": session_s}
+    bench.settle_ledger(result, n_expected=n_sent)
+    if took_s > session_s + 3:
+        raise Failed(f"taken over after {took_s:.1f} s; allowed: session timeout + 3 s = {session_s + 3:g} s")
+
+
+SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
+    "kills": (kills, {}),
+    "sigterm": (sigterm, {}),
+    "zombie": (zombie, {}),
+    "broker-killed": (broker_killed, {}),
+    "broker-frozen": (broker_frozen, {}),
+    "scaling": (scaling, {}),
+    "more-partitions": (more_partitions, {}),
+    "retention": (retention, {}),
+    "oversize": (oversize, {"topic_config": {"max.message.bytes": "8000000"}, "output": {"include_record": True}}),
+    "reply-cut": (reply_cut, {"is_proxied": True}),
+    "failover": (failover, {}),
+}
+"""Name → what is done, and what its bench needs."""
+
+
+def run_scenario(name: str, mode: str, seed: int, node: KafkaNode, folder: Path, **options: Any) -> Result:
+    """Run one and return what came of it; a broken promise is the result's `failure`."""
+    scenario, needs = SCENARIOS[name]
+    needs = dict(needs)
+    servers = f"127.0.0.1:{node.proxied_port}" if needs.pop("is_proxied", False) else None
+    result = Result(name, mode, seed)
+    started = time.monotonic()
+    bench = Bench(node, folder, mode, servers=servers, **needs)
+    try:
+        scenario(bench, random.Random(seed), result, **options)
+    except Failed as failure:
+        result.failure = str(failure)
+    finally:
+        bench.close()
+    result.seconds = round(time.monotonic() - started, 1)
+    return result
+
+
+__all__ = ["SCENARIOS", "create_topics", "run_scenario"]

@@ -5,7 +5,8 @@
     ├── RegistryError      operator: the model registry cannot be read or written (exit 3)
     │   └── ModelRefused   programmer or attacker: a model that must not be used; the old one stays
     ├── NotEnoughRecords   operator or sender: too few usable records to learn from (exit 3)
-    └── NoHeatMap          whoever asked: there is none of this record, or not now (exit 3)
+    ├── NoHeatMap          whoever asked: there is none of this record, or not now (exit 3)
+    └── NoDeadLetter       whoever asked: there is none of this id, or it cannot be sent again (exit 3)
 
 Errors of the log (`BrokerUnavailable`, `TopicMissing`, …) are in :mod:`consumers.errors` and exit with 3 as well.
 """
@@ -47,3 +48,7 @@ class NoHeatMap(SrrStreamError):
     def __init__(self, message: str, *, reason: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+
+class NoDeadLetter(SrrStreamError):
+    """There is no dead letter of an id, or it cannot be sent again."""

@@ -4,75 +4,56 @@ Layout below the registry's URL (any fsspec URL)::
 
     versions/7/model.safetensors   weights, written first
     versions/7/manifest.json       everything else, written last: a version without it does not exist
-    current.json                   {"champion": 7, "previous": 6, "challenger": null}
+    current.json                   {"champion": 7, "previous": 6, "challenger": null, "reason": "…", "at": "…", …}
+    current-copy.json              the same, written before it: what is known when current.json is damaged or lost
     training-request.json          somebody wants a training
 
 Publishing and promoting are two steps: a model that the gate rejects is published too, with its report, and never
-becomes champion. Every write of a file is all or nothing: on a local disk a temporary file is synced and renamed;
-object stores replace an object whole.
+becomes champion. How a store writes a file whole, gives a number to one publisher only, and changes the pointer without
+losing another's change is in :mod:`srr_stream.registry_files`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+from typing import TYPE_CHECKING
 
 from srr_stream.errors import ModelRefused, RegistryError
+from srr_stream.registry_files import open_files
+from srr_stream.registry_manifest import FORMAT_VERSION, Manifest, manifest_from_json, manifest_to_json
+from srr_stream.registry_pointer import Pointer, pointer_from_json, pointer_to_json, promoted, rolled_back
+from srr_stream.registry_pruning import (
+    WEIGHTS,
+    by_number,
+    complete,
+    deletion_order,
+    leftovers,
+    manifest_of,
+    superseded,
+    weights_of,
+)
+from srr_stream.sealed_json import seal, unseal
 
 if TYPE_CHECKING:
     from models.detector import Model
 
-FORMAT_VERSION = 1
-_WEIGHTS = "model.safetensors"
-_OBJECTS = ("schema", "window", "training", "gate", "model", "canary", "files", "libraries")
+__all__ = ["FORMAT_VERSION", "GRACE_S", "Manifest", "Pointer", "Registry"]
 
-
-@dataclass(frozen=True)
-class Manifest:
-    """All that is known of a version, as JSON. Enough to repeat its training while the log is retained."""
-
-    version: int
-    created_at: str
-    reason: str
-    """Why it was trained, in words."""
-    schema: Mapping[str, Any]
-    schema_digest: str
-    window: Mapping[str, Any]
-    """``ranges`` (topic, partition, start, stop), ``n_records``, ``n_bad``."""
-    training: Mapping[str, Any]
-    """Seed and the training's report: γ, K, excluded share, seconds, …"""
-    gate: Mapping[str, Any]
-    model: Mapping[str, Any]
-    """The model's description; its weights are beside."""
-    canary: Mapping[str, Any]
-    """``columns`` of some made-up rows and the ``score`` that they must get."""
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name → ``size`` and ``sha256``."""
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Which versions are in use."""
-
-    champion: int | None = None
-    previous: int | None = None
-    challenger: int | None = None
-
-
-class _NotJson(RegistryError):
-    """A file is there and can be read, but is not the JSON object that it must be."""
+GRACE_S = 3600.0
+"""What a crashed publisher left is deleted when it is as old: no publisher takes so long between two files."""
+_POINTER = "current.json"
+_COPY = "current-copy.json"
+_REQUEST = "training-request.json"
+_PROBE_SIZE = 64 * 1024
+"""An empty file can still be made on a disk that is full."""
+_MAX_TRIES = 20
+_REWRITE = "srr-stream models promote N, or rollback, writes it anew"
 
 
 class Registry:
@@ -84,6 +65,12 @@ class Registry:
         A local path or any fsspec URL (``s3://bucket/models``).
     keep
         How many of the newest versions stay besides those in use.
+    pinned
+        Versions that stay too, such as the one that slow poisoning is looked for against.
+    grace_s
+        Age in seconds from which :meth:`prune` deletes what a crashed publisher left.
+    clock
+        Seconds since 1970.
 
     Raises
     ------
@@ -91,24 +78,35 @@ class Registry:
         From every method, when the store cannot be read or written; says what, where, and what to do.
     """
 
-    def __init__(self, url: str, *, keep: int = 10) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        keep: int = 10,
+        pinned: Collection[int] = (),
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.url = url
         self._keep = keep
+        self._pinned = frozenset(pinned)
+        self._grace_s = grace_s
+        self._clock = clock
         try:
-            self._fs, self._root = url_to_fs(url)
+            self._files = open_files(url)
         except (ImportError, ValueError) as error:
             raise RegistryError(f"registry.url: {url!r} cannot be opened: {error}") from error
-        self._is_local = isinstance(self._fs, LocalFileSystem)
 
     # --- versions ---------------------------------------------------------------------------------------------------
 
     def versions(self) -> tuple[int, ...]:
         """Return the numbers of all complete versions, oldest first."""
-        try:
-            found = self._fs.glob(f"{self._root}/versions/*/manifest.json")
-        except OSError as error:
-            raise self._failure("list", "versions", error) from error
-        return tuple(sorted(int(path.split("/")[-2]) for path in found if path.split("/")[-2].isdigit()))
+        return tuple(sorted(self.sizes()))
+
+    def sizes(self) -> dict[int, int]:
+        """Return the bytes that every complete version takes."""
+        folders = self._folders()
+        return {version: sum(folders[version].values()) for version in complete(folders)}
 
     def publish(self, manifest: Manifest, weights: bytes) -> Manifest:
         """Store a new version under the next free number; it is not in use before :meth:`promote`.
@@ -122,35 +120,31 @@ class Registry:
         manifest = replace(
             manifest,
             version=version,
-            files={_WEIGHTS: {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}},
+            files={WEIGHTS: {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}},
         )
-        self._write(f"versions/{version}/{_WEIGHTS}", weights)
-        self._write(f"versions/{version}/manifest.json", _to_json(asdict(manifest)))
+        try:
+            content = manifest_to_json(manifest)
+            self._write(weights_of(version), weights)
+            self._write(manifest_of(version), content)
+        except (RegistryError, ValueError):
+            with suppress(OSError):  # of a store that is full, this is what makes room for the next try
+                for name in (manifest_of(version), weights_of(version)):
+                    self._files.delete(name)
+            raise
         return manifest
 
     def manifest(self, version: int) -> Manifest:
-        """Read the manifest of a version."""
-        try:
-            content = self._read_json(f"versions/{version}/manifest.json")
-        except _NotJson as error:
-            raise ModelRefused(f"version {version}: {error}", reason="format") from error
-        if content is None:
+        """Read the manifest of a version.
+
+        Raises
+        ------
+        ModelRefused
+            If it is damaged, altered, or of another format.
+        """
+        raw = self._read(manifest_of(version))
+        if raw is None:
             raise RegistryError(f"registry {self.url}: there is no version {version}; there are {self.versions()}")
-        if content.get("format_version") != FORMAT_VERSION:
-            raise ModelRefused(
-                f"version {version} has format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; "
-                "use the program that wrote it or train anew",
-                reason="format",
-            )
-        try:
-            manifest = Manifest(**content)
-        except TypeError as error:
-            raise ModelRefused(f"version {version}: manifest.json does not fit: {error}", reason="format") from error
-        wrong = [name for name in _OBJECTS if not isinstance(getattr(manifest, name), dict)]
-        if wrong or manifest.version != version:
-            problem = f"no objects: {', '.join(wrong)}" if wrong else f"it says version {manifest.version!r}"
-            raise ModelRefused(f"version {version}: manifest.json does not fit: {problem}", reason="format")
-        return manifest
+        return manifest_from_json(raw, version)
 
     def load(self, version: int) -> tuple[Model, Manifest]:
         """Load a version; its weights must have the size and checksum of the manifest.
@@ -162,180 +156,261 @@ class Registry:
         """
         from models.persistence import model_from_parts
 
-        manifest = self.manifest(version)
-        weights = self._read(f"versions/{version}/{_WEIGHTS}")
-        if weights is None:
-            raise ModelRefused(f"version {version}: {_WEIGHTS} is missing", reason="hash")
-        expected = manifest.files.get(_WEIGHTS, {})
-        actual = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-        if actual != expected:
-            raise ModelRefused(
-                f"version {version}: {_WEIGHTS} is altered or torn: {actual}, not {expected}", reason="hash"
-            )
+        manifest, weights = self._whole(version)
         try:
             return model_from_parts(manifest.model, weights), manifest
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelRefused(
                 f"version {version}: is no model that can be read: {error!r}", reason="format"
             ) from error
 
-    def prune(self) -> tuple[int, ...]:
-        """Delete all but the last `keep` versions and those in use; return the numbers deleted."""
-        pointer = self.pointer()
-        in_use = {pointer.champion, pointer.previous, pointer.challenger}
-        gone = tuple(v for v in self.versions()[: -self._keep] if v not in in_use)
-        for version in gone:
-            try:
-                # The manifest goes first: half deleted must look like never complete.
-                self._fs.rm_file(f"{self._root}/versions/{version}/manifest.json")
-                self._fs.rm(f"{self._root}/versions/{version}", recursive=True)
-            except OSError as error:
-                raise self._failure("delete", f"versions/{version}", error) from error
-        return gone
+    def _whole(self, version: int) -> tuple[Manifest, bytes]:
+        """Read a version's files; raise `ModelRefused` unless both are as they were written."""
+        manifest = self.manifest(version)
+        weights = self._read(weights_of(version))
+        if weights is None:
+            raise ModelRefused(f"version {version}: {WEIGHTS} is missing", reason="hash")
+        expected = manifest.files.get(WEIGHTS, {})
+        actual = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+        if actual != expected:
+            raise ModelRefused(
+                f"version {version}: {WEIGHTS} is altered or torn: {actual}, not {expected}", reason="hash"
+            )
+        return manifest, weights
+
+    def _claim(self) -> int:
+        """Reserve the next number, which only one publisher gets."""
+        version = max(self._folders(), default=0) + 1
+        with self._told("write", f"versions/{version}"):
+            while not self._files.claim(f"versions/{version}"):
+                version += 1
+        return version
+
+    def _folders(self) -> dict[int, dict[str, int]]:
+        with self._told("list", "versions"):
+            return by_number(self._files.list("versions", is_deep=True))
+
+    # --- pruning ----------------------------------------------------------------------------------------------------
+
+    def prune(
+        self, *, is_dry_run: bool = False, on_removal: Callable[[str], None] = lambda name: None
+    ) -> tuple[int, ...]:
+        """Delete all but the last `keep` versions and those in use, and what crashed publishers left.
+
+        What is younger than `grace_s` may be about to be finished by another publisher, and stays. So does the newest
+        number, even if nothing is there any more: none is given out twice.
+
+        Parameters
+        ----------
+        is_dry_run
+            Delete nothing.
+        on_removal
+            Told the name of each version and leftover that is deleted, or would be.
+
+        Returns
+        -------
+        tuple of int
+            The numbers of the versions deleted.
+        """
+        if is_dry_run:
+            return self._prune(on_removal, lambda names: None)
+        with self._told("write", "the lock"), self._files.locked():  # against a promotion of what is being deleted
+            return self._prune(on_removal, self._delete)
+
+    def _prune(self, on_removal: Callable[[str], None], delete: Callable[[list[str]], None]) -> tuple[int, ...]:
+        folders = self._folders()
+        gone = []
+        in_use = self.pointer().in_use
+        kept = in_use | self._pinned | self._references(in_use.intersection(complete(folders)))
+        for version in superseded(folders, kept, self._keep):
+            if version in self.pointer().in_use:  # promoted meanwhile, in a store that has no lock
+                continue
+            delete(deletion_order(version, folders[version]))
+            on_removal(f"versions/{version}")
+            gone.append(version)
+        with self._told("list", "files"):
+            at_root = self._files.list("", is_deep=False)
+        for names in leftovers(folders, at_root):
+            if self._is_old(names):
+                delete(names)
+                on_removal(names[-1].rstrip("/"))
+        return tuple(gone)
+
+    def _references(self, versions: Collection[int]) -> frozenset[int]:
+        """Return what slow poisoning is looked for against in the successors of `versions`."""
+        found = set()
+        for version in versions:
+            with suppress(ModelRefused):  # of a damaged manifest nobody takes a reference
+                noted = self.manifest(version).gate.get("reference")
+                found.update([noted["version"]] if noted else [])
+        return frozenset(found)
+
+    def _is_old(self, names: list[str]) -> bool:
+        with self._told("read", names[0]):
+            times = [self._files.modified(name) for name in names]
+        return all(at is None or self._clock() - at > self._grace_s for at in times)
+
+    def _delete(self, names: list[str]) -> None:
+        for name in names:
+            with self._told("delete", name):
+                self._files.delete(name)
 
     # --- pointer ----------------------------------------------------------------------------------------------------
 
     def pointer(self) -> Pointer:
-        """Return which versions are in use; all None before the first model."""
-        content = self._read_json("current.json") or {}
-        try:
-            pointer = Pointer(**content)
-        except TypeError as error:
-            raise RegistryError(
-                f"registry {self.url}: current.json does not fit: {error}; repair or delete it"
-            ) from error
-        wrong = {name: value for name, value in asdict(pointer).items() if type(value) not in (int, type(None))}
-        if wrong:
-            raise RegistryError(
-                f"registry {self.url}: current.json does not fit: {wrong}, allowed: numbers of versions and null; "
-                "repair or delete it"
-            )
-        return pointer
-
-    def promote(self, version: int) -> Pointer:
-        """Make a version the champion; the old champion becomes `previous`."""
-        self.manifest(version)
-        old = self.pointer()
-        new = Pointer(champion=version, previous=old.champion if old.champion != version else old.previous)
-        self._write("current.json", _to_json(asdict(new)))
-        return new
-
-    def rollback(self) -> Pointer:
-        """Make the previous champion the champion again.
+        """Return which versions are in use; all None before the first model.
 
         Raises
         ------
         RegistryError
-            If there is none.
+            Also if current.json is damaged: who scores keeps the model it has. :meth:`promote` and :meth:`rollback`
+            write it anew.
         """
-        previous = self.pointer().previous
-        if previous is None:
-            raise RegistryError(f"registry {self.url}: there is no previous version to roll back to")
-        return self.promote(previous)
+        raw = self._read(_POINTER)
+        if raw is None:
+            return Pointer()
+        try:
+            return pointer_from_json(raw)
+        except ValueError as error:
+            raise RegistryError(f"registry {self.url}: {_POINTER} {error}; {_REWRITE}") from error
+
+    def promote(self, version: int, *, reason: str = "") -> Pointer:
+        """Make a version the champion; the old champion becomes `previous`. A challenger stays, unless it is the one.
+
+        Raises
+        ------
+        ModelRefused
+            If the version is torn or altered; the pointer stays as it is.
+        """
+
+        def change(old: Pointer) -> Pointer:
+            self._whole(version)
+            return promoted(old, version, reason=reason, at=self._now())
+
+        return self._change_pointer(change)
+
+    def rollback(self, *, reason: str = "") -> Pointer:
+        """Make the previous champion the champion again.
+
+        What was the champion becomes `previous` and is marked as rolled back: another rollback does not return to it,
+        only :meth:`promote` does.
+
+        Raises
+        ------
+        RegistryError
+            If there is none, or it was itself rolled back.
+        ModelRefused
+            If it is torn or altered; the pointer stays as it is.
+        """
+
+        def change(old: Pointer) -> Pointer:
+            if old.previous is None:
+                raise RegistryError(f"registry {self.url}: there is no previous version to roll back to")
+            if old.previous == old.rolled_back:
+                raise RegistryError(
+                    f"registry {self.url}: version {old.previous} was rolled back itself"
+                    f" ({old.reason or 'no reason given'}); srr-stream models promote {old.previous} brings it back"
+                )
+            self._whole(old.previous)
+            return rolled_back(old, reason=reason, at=self._now())
+
+        return self._change_pointer(change)
+
+    def propose(self, version: int) -> Pointer:
+        """Make a version the challenger: it waits for a person to promote it, and is not pruned meanwhile.
+
+        Raises
+        ------
+        RegistryError
+            If it is the champion.
+        ModelRefused
+            If it is torn or altered.
+        """
+
+        def change(old: Pointer) -> Pointer:
+            if version == old.champion:
+                raise RegistryError(f"registry {self.url}: version {version} cannot be proposed: it is the champion")
+            self._whole(version)
+            return replace(old, challenger=version)
+
+        return self._change_pointer(change)
+
+    def withdraw(self) -> Pointer:
+        """Have no challenger any more."""
+        return self._change_pointer(lambda old: replace(old, challenger=None))
+
+    def _change_pointer(self, change: Callable[[Pointer], Pointer]) -> Pointer:
+        """Apply a change to the pointer as it is, not as it was before somebody else changed it."""
+        new, raw = Pointer(), None
+        for _ in range(_MAX_TRIES):
+            with self._told("write", _POINTER), self._files.locked():
+                found, tag = self._files.read_tagged(_POINTER)
+                if raw is not None and found == raw:
+                    return new  # the answer got lost on the way, the write did not
+                new = change(self._known_pointer(found))
+                raw = pointer_to_json(new)
+                self._files.write(_COPY, raw)
+                if self._files.write_if(_POINTER, raw, tag):
+                    return new
+        raise RegistryError(
+            f"registry {self.url}: cannot write {_POINTER}: others changed it {_MAX_TRIES} times meanwhile; try again"
+        )
+
+    def _known_pointer(self, found: bytes | None) -> Pointer:
+        """Return what the pointer says, or its copy if it is damaged or lost; if both are, an empty one."""
+        if found is not None:
+            with suppress(ValueError):
+                return pointer_from_json(found)
+        copy = self._files.read(_COPY)
+        if copy is not None:
+            with suppress(ValueError):
+                return pointer_from_json(copy)
+        return Pointer()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def request_training(self, reason: str) -> None:
         """Ask the trainer, wherever it runs, for a training."""
-        request = {"reason": reason, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._write("training-request.json", _to_json(request))
+        self._write(_REQUEST, seal({"reason": reason, "at": self._now()}))
 
     def take_request(self) -> str | None:
-        """Return the reason of a waiting request and remove it; None if there is none."""
-        content = self._read_json("training-request.json")
-        if content is None:
+        """Return the reason of a waiting request and remove it; None if there is none. A damaged request is one too."""
+        raw = self._read(_REQUEST)
+        if raw is None:
             return None
         try:
-            self._fs.rm_file(f"{self._root}/training-request.json")
-        except OSError as error:
-            raise self._failure("delete", "training-request.json", error) from error
-        return str(content.get("reason", "asked for"))
+            reason = str(unseal(raw).get("reason", "asked for"))
+        except ValueError as error:
+            reason = f"asked for, but {_REQUEST} {error}"
+        self._delete([_REQUEST])
+        return reason
 
     def check_writable(self) -> None:
         """Raise `RegistryError` if nothing can be written: better before a training than after it."""
         name = f"probe-{uuid.uuid4().hex}"
-        self._write(name, b"")
-        try:
-            self._fs.rm_file(f"{self._root}/{name}")
-        except OSError as error:
-            raise self._failure("delete", name, error) from error
+        self._write(name, bytes(_PROBE_SIZE))
+        self._delete([name])
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def _claim(self) -> int:
-        """Reserve the next number by making its folder, which on a local disk only one publisher can do."""
-        version = max(self.versions(), default=0) + 1
-        if not self._is_local:
-            return version
-        folder = Path(self._root, "versions")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            while True:
-                try:
-                    (folder / str(version)).mkdir()
-                    return version
-                except FileExistsError:
-                    version += 1
-        except OSError as error:
-            raise self._failure("write", f"versions/{version}", error) from error
-
     def _write(self, name: str, content: bytes) -> None:
-        path = f"{self._root}/{name}"
-        try:
-            if self._is_local:
-                _replace_file(Path(path), content)
-            else:
-                self._fs.pipe_file(path, content)
-        except OSError as error:
-            raise self._failure("write", name, error) from error
+        with self._told("write", name):
+            self._files.write(name, content)
 
     def _read(self, name: str) -> bytes | None:
+        with self._told("read", name):
+            return self._files.read(name)
+
+    @contextmanager
+    def _told(self, verb: str, name: str) -> Iterator[None]:
+        """Say what failed, where, and what to do."""
         try:
-            content: bytes = self._fs.cat_file(f"{self._root}/{name}")
-        except FileNotFoundError:
-            return None
+            yield
         except OSError as error:
-            raise self._failure("read", name, error) from error
-        return content
+            why = " ".join((error.strerror or str(error)).split())
+            raise RegistryError(
+                f"registry {self.url}: cannot {verb} {name}: {why}; check registry.url, rights and space"
+            ) from error
 
-    def _read_json(self, name: str) -> dict[str, Any] | None:
-        content = self._read(name)
-        if content is None:
-            return None
-        try:
-            parsed = json.loads(content)
-        except ValueError as error:
-            raise _NotJson(f"registry {self.url}: {name} is not JSON: {error}; repair or delete it") from error
-        if not isinstance(parsed, dict):
-            raise _NotJson(f"registry {self.url}: {name} must be an object; repair or delete it")
-        return parsed
-
-    def _failure(self, verb: str, name: str, error: OSError) -> RegistryError:
-        return RegistryError(
-            f"registry {self.url}: cannot {verb} {name}: {error.strerror or error}; "
-            "check registry.url, rights and space"
-        )
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a local file so that a reader, or a crash, sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _to_json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False).encode()
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")

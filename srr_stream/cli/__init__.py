@@ -1,7 +1,8 @@
 """The command line. Each command is a few lines: read the settings, put the parts together, run, say how it ended.
 
 Exit codes: 0 all went well · 1 a defect · 2 the command line or the settings are wrong · 3 something outside is wrong:
-broker, topic, registry, port, or too few records · 4 the gate rejected the model of ``train --once``.
+broker, topic, registry, port, or too few records · 4 the gate rejected the model of ``train --once`` ·
+5 ``audit`` found the promise of delivery broken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import click
 
+from srr_stream.cli.audit import audit
 from srr_stream.cli.common import clear_errors, config_option, load, stop_on_signals
+from srr_stream.cli.dlq import dlq
+from srr_stream.cli.models import models
 from srr_stream.logs import set_up_logging
 from srr_stream.metrics import package_version
 
@@ -23,7 +27,8 @@ _FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 _EPILOG = """\b
 Exit codes: 0 all went well; 1 a defect; 2 the command line or the settings are wrong;
 3 something outside is wrong: broker, topic, registry, port, or too few records;
-4 the gate rejected the model of train --once."""
+4 the gate rejected the model of train --once;
+5 audit found the promise of delivery broken."""
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,12 +78,13 @@ def train(path: Path, once: bool) -> None:
     essentials = {
         "version": manifest.version,
         "promoted": outcome.promoted,
+        "decision": outcome.decision,
         "gate": outcome.report.reason,
         "n_records": manifest.window["n_records"],
         "training": manifest.training,
     }
     click.echo(json.dumps(essentials, indent=1))
-    if not outcome.promoted:
+    if outcome.decision == "rejected":
         sys.exit(EXIT_REJECTED)
 
 
@@ -102,17 +108,6 @@ def retrain(path: Path, reason: str) -> None:
 
         make_registry(load(path)).request_training(reason)
     click.echo("asked; the trainer takes it up when training.min_interval has passed since its last training")
-
-
-@main.command()
-@config_option
-def rollback(path: Path) -> None:
-    """Make the previous model the champion again; scorers swap within registry.poll_every."""
-    with clear_errors():
-        from srr_stream.assembly import make_registry
-
-        pointer = make_registry(load(path)).rollback()
-    click.echo(f"champion is version {pointer.champion} again, it was version {pointer.previous}")
 
 
 @main.command("heat-map")
@@ -214,6 +209,11 @@ def demo(
     if result.failure:
         click.echo(f"error: {result.failure}", err=True)
         sys.exit(1)
+
+
+main.add_command(audit)
+main.add_command(dlq)
+main.add_command(models)
 
 
 def _serve(path: Path, *, has_trainer: bool) -> None:

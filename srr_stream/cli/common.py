@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from consumers.errors import ConsumersError
-from srr_stream.errors import NoHeatMap, NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
+from srr_stream.errors import NoDeadLetter, NoHeatMap, NotEnoughRecords, RegistryError, SettingsError, SrrStreamError
 
 if TYPE_CHECKING:
     from srr_stream.settings import Settings
@@ -48,12 +48,17 @@ def clear_errors() -> Iterator[None]:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         sys.exit(EXIT_SETTINGS)
-    except (ConsumersError, RegistryError, NotEnoughRecords, NoHeatMap, OSError) as error:
+    except (ConsumersError, RegistryError, NotEnoughRecords, NoHeatMap, NoDeadLetter, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_OUTSIDE)
     except SrrStreamError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def plain(text: str) -> str:
+    """Return a text that came with a record as a line that a terminal can be given: it must not do what that says."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def stop_on_signals() -> Callable[[], bool]:

@@ -141,13 +141,21 @@ class Stream:
 
 
 @pytest.fixture
-def stream(embedded_broker: Any, topic_name: str, tmp_path: Path) -> Stream:
+def make_stream(topic_name: str, tmp_path: Path) -> Callable[[Any], Stream]:
+    """Give what makes a stream, with its topics, on a broker."""
+
+    def make(broker: Any) -> Stream:
+        made = Stream(broker.bootstrap_servers, topic_name, tmp_path)
+        broker.create_topics({made.topic: 2, made.scores_topic: 1, made.alerts_topic: 1, made.dead_letter_topic: 1})
+        return made
+
+    return make
+
+
+@pytest.fixture
+def stream(embedded_broker: Any, make_stream: Callable[[Any], Stream]) -> Stream:
     """A stream with its topics made, on the embedded broker."""
-    made = Stream(embedded_broker.bootstrap_servers, topic_name, tmp_path)
-    embedded_broker.create_topics(
-        {made.topic: 2, made.scores_topic: 1, made.alerts_topic: 1, made.dead_letter_topic: 1}
-    )
-    return made
+    return make_stream(embedded_broker)
 
 
 def wait_until(is_so: Callable[[], Any], *, timeout_s: float = 40.0, what: str = "it") -> Any:

@@ -57,9 +57,9 @@ def test_one_training_by_hand_is_published_and_a_rollback_undoes_it(
     first = call("--log-level", "error", "train", "--once", "-c", path)
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["version"] == 1
-    assert call("rollback", "-c", path).exit_code == 3
+    assert call("models", "rollback", "-c", path).exit_code == 3
     assert call("--log-level", "error", "train", "--once", "-c", path).exit_code == 0
-    result = call("rollback", "-c", path)
+    result = call("models", "rollback", "-c", path)
     assert result.exit_code == 0
     assert "champion is version 1 again" in result.stdout
 
@@ -70,6 +70,16 @@ def test_one_training_that_the_gate_rejects_exits_4(stream: Stream, make_values:
     result = call("train", "--once", "-c", path)
     assert result.exit_code == 4
     assert "excluded_ratio" in json.loads(result.stdout)["gate"]
+
+
+def test_one_training_whose_model_waits_for_a_person_went_well(
+    stream: Stream, make_values: Callable[..., list[bytes]]
+) -> None:
+    stream.produce(make_values(400))
+    result = call("--log-level", "error", "train", "--once", "-c", stream.write_settings(gate={"mode": "manual"}))
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["decision"] == "waiting"
+    assert Registry(str(stream.folder / "registry")).pointer().challenger == 1
 
 
 def test_one_training_on_too_few_records_exits_3_with_the_numbers(

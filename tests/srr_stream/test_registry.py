@@ -24,6 +24,7 @@ from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.registry import FORMAT_VERSION, Manifest, Pointer, Registry
+from srr_stream.registry_files import open_files
 
 WEIGHTS = b"not yet a model"
 
@@ -241,12 +242,112 @@ def test_promoting_the_champion_again_does_not_lose_the_previous_one(registry: R
     assert registry.promote(2) == Pointer(champion=2, previous=1)
 
 
-def test_rolling_back_twice_is_where_it_began(registry: Registry) -> None:
+def test_rolling_back_makes_the_previous_version_the_champion(registry: Registry) -> None:
     for version in (1, 2):
         registry.publish(manifest(), WEIGHTS)
         registry.promote(version)
     assert registry.rollback() == Pointer(champion=1, previous=2)
-    assert registry.rollback() == Pointer(champion=2, previous=1)
+    assert registry.pointer().rolled_back == 2
+
+
+def test_a_rollback_does_not_return_to_what_was_rolled_back(registry: Registry) -> None:
+    for version in (1, 2):
+        registry.publish(manifest(), WEIGHTS)
+        registry.promote(version)
+    registry.rollback(reason="flags too much")
+    with pytest.raises(
+        RegistryError, match=r"version 2 was rolled back itself \(flags too much\); .*promote 2 brings it"
+    ):
+        registry.rollback()
+    assert registry.pointer() == Pointer(champion=1, previous=2)
+
+
+def test_promoting_the_champion_again_does_not_make_a_rolled_back_version_good(registry: Registry) -> None:
+    for version in (1, 2):
+        registry.publish(manifest(), WEIGHTS)
+        registry.promote(version)
+    registry.rollback()
+    registry.promote(1)
+    with pytest.raises(RegistryError, match="rolled back itself"):
+        registry.rollback()
+
+
+def test_a_person_can_promote_what_was_rolled_back(registry: Registry) -> None:
+    for version in (1, 2):
+        registry.publish(manifest(), WEIGHTS)
+        registry.promote(version)
+    registry.rollback()
+    assert registry.promote(2) == Pointer(champion=2, previous=1)
+    assert registry.rollback() == Pointer(champion=1, previous=2)
+
+
+def test_the_pointer_says_why_and_since_when(url: str) -> None:
+    registry = Registry(url, clock=lambda: 1_767_225_600.25)
+    for version in (1, 2):
+        registry.publish(manifest(), WEIGHTS)
+        registry.promote(version, reason=f"reason {version}")
+    pointer = registry.pointer()
+    assert (pointer.reason, pointer.at) == ("reason 2", "2026-01-01T00:00:00.250+00:00")
+    registry.rollback(reason="more dead letters than before")
+    assert Registry(url).pointer().reason == "more dead letters than before"
+
+
+def test_a_pointer_of_an_older_program_is_read(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "current.json").write_text('{"champion": 3, "previous": 1, "challenger": null}')
+    pointer = Registry(str(folder)).pointer()
+    assert pointer == Pointer(champion=3, previous=1)
+    assert (pointer.reason, pointer.at, pointer.rolled_back) == (None, None, None)
+
+
+# The challenger
+
+
+def test_a_proposed_version_is_the_challenger_and_the_champion_stays_with_its_reason(registry: Registry) -> None:
+    for _ in range(2):
+        registry.publish(manifest(), WEIGHTS)
+    registry.promote(1, reason="first")
+    assert registry.propose(2) == Pointer(champion=1, challenger=2)
+    assert registry.pointer() == Pointer(champion=1, challenger=2)
+    assert registry.pointer().reason == "first"
+
+
+def test_a_challenger_stays_when_another_version_is_promoted_or_rolled_back(registry: Registry) -> None:
+    for _ in range(3):
+        registry.publish(manifest(), WEIGHTS)
+    registry.promote(1)
+    registry.propose(3)
+    assert registry.promote(2) == Pointer(champion=2, previous=1, challenger=3)
+    assert registry.rollback() == Pointer(champion=1, previous=2, challenger=3)
+
+
+def test_a_challenger_that_is_promoted_is_none_any_more(registry: Registry) -> None:
+    for _ in range(2):
+        registry.publish(manifest(), WEIGHTS)
+    registry.promote(1)
+    registry.propose(2)
+    assert registry.promote(2) == Pointer(champion=2, previous=1)
+
+
+def test_a_challenger_can_be_withdrawn(registry: Registry) -> None:
+    registry.publish(manifest(), WEIGHTS)
+    registry.propose(1)
+    assert registry.withdraw() == Pointer()
+
+
+def test_the_champion_cannot_be_proposed(registry: Registry) -> None:
+    registry.publish(manifest(), WEIGHTS)
+    registry.promote(1)
+    with pytest.raises(RegistryError, match="version 1 cannot be proposed: it is the champion"):
+        registry.propose(1)
+
+
+def test_a_challenger_is_not_pruned(url: str) -> None:
+    registry = Registry(url, keep=2)
+    for _ in range(4):
+        registry.publish(manifest(), WEIGHTS)
+    registry.propose(1)
+    assert registry.prune() == (2,)
 
 
 def test_there_is_no_rolling_back_without_a_previous_version(registry: Registry) -> None:
@@ -266,10 +367,12 @@ def test_a_version_that_is_not_there_is_not_promoted(registry: Registry) -> None
 @pytest.mark.parametrize(
     "content", ["", "{", "[1]", '{"champion": "1"}', '{"champion": true}', '{"champion": 1.5}', '{"winner": 1}']
 )
-def test_a_pointer_that_does_not_fit_says_to_repair_it(folder: Path, content: str) -> None:
+def test_a_pointer_that_does_not_fit_says_how_to_repair_it(folder: Path, content: str) -> None:
     folder.mkdir()
     (folder / "current.json").write_text(content)
-    with pytest.raises(RegistryError, match=r"current\.json .*; repair or delete it"):
+    with pytest.raises(
+        RegistryError, match=r"current\.json .*; srr-stream models promote N, or rollback, writes it anew"
+    ):
         Registry(str(folder)).pointer()
 
 
@@ -286,6 +389,13 @@ def test_pruning_keeps_the_newest_and_those_in_use(url: str) -> None:
     assert registry.versions() == (1, 3, 5, 6)
     assert registry.pointer() == Pointer(champion=3, previous=1)
     assert registry.prune() == ()
+
+
+def test_a_pinned_version_is_not_pruned(url: str) -> None:
+    registry = Registry(url, keep=2, pinned=(1,))
+    for _ in range(4):
+        registry.publish(manifest(), WEIGHTS)
+    assert registry.prune() == (2,)
 
 
 def test_pruning_leaves_nothing_of_a_version_on_the_disk(folder: Path) -> None:
@@ -317,6 +427,7 @@ class RegistryStory(RuleBasedStateMachine):
         self.n_published = 0
         self.champion: int | None = None
         self.previous: int | None = None
+        self.rolled_back: int | None = None
 
     @rule()
     def publish(self) -> None:
@@ -330,16 +441,16 @@ class RegistryStory(RuleBasedStateMachine):
         version = data.draw(st.sampled_from(self.there))
         self.registry.promote(version)
         if version != self.champion:
-            self.champion, self.previous = version, self.champion
+            self.champion, self.previous, self.rolled_back = version, self.champion, None
 
     @rule()
     def roll_back(self) -> None:
-        if self.previous is None:
+        if self.previous is None or self.previous == self.rolled_back:
             with pytest.raises(RegistryError):
                 self.registry.rollback()
         else:
             self.registry.rollback()
-            self.champion, self.previous = self.previous, self.champion
+            self.champion, self.previous, self.rolled_back = self.previous, self.champion, self.champion
 
     @rule()
     def prune(self) -> None:
@@ -367,7 +478,7 @@ TestRegistryStory = RegistryStory.TestCase
 
 def test_publishers_in_many_threads_never_share_a_number(folder: Path) -> None:
     numbers: list[int] = []
-    start = threading.Barrier(6)
+    start = threading.Barrier(8)
 
     def publish() -> None:
         registry = Registry(str(folder))
@@ -375,31 +486,59 @@ def test_publishers_in_many_threads_never_share_a_number(folder: Path) -> None:
         for _ in range(5):
             numbers.append(registry.publish(manifest(), WEIGHTS).version)  # noqa: PERF401  # as they come
 
-    threads = [threading.Thread(target=publish) for _ in range(6)]
+    threads = [threading.Thread(target=publish) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(numbers) == list(range(1, 31))
-    assert Registry(str(folder)).versions() == tuple(range(1, 31))
+    assert sorted(numbers) == list(range(1, 41))
+    assert Registry(str(folder)).versions() == tuple(range(1, 41))
 
 
-def test_publishers_in_two_processes_never_share_a_number(folder: Path) -> None:
+def test_publishers_in_four_processes_never_share_a_number(folder: Path) -> None:
     program = (
         "import sys; from srr_stream.registry import Manifest, Registry\n"
         "made = Manifest(0, '', '', {}, '', {}, {}, {}, {}, {})\n"
         "sys.stdin.readline()\n"
-        "for _ in range(20): print(Registry(sys.argv[1]).publish(made, b'x').version)\n"
+        "for _ in range(10): print(Registry(sys.argv[1]).publish(made, b'x').version)\n"
     )
     command = [sys.executable, "-c", program, str(folder)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0]
     assert sorted(int(line) for output in outputs for line in output.split()) == list(range(1, 41))
+    registry = Registry(str(folder))
+    assert registry.versions() == tuple(range(1, 41))
+    for version in registry.versions():
+        registry.promote(version)  # which looks at every byte
+
+
+def test_of_promotions_at_once_each_leaves_the_one_before_it_as_the_previous_one(folder: Path) -> None:
+    for _ in range(8):
+        Registry(str(folder)).publish(manifest(), WEIGHTS)
+    seen: list[tuple[int | None, int | None]] = []
+    start = threading.Barrier(8)
+
+    def promote(version: int) -> None:
+        start.wait()
+        pointer = Registry(str(folder)).promote(version)
+        seen.append((pointer.previous, pointer.champion))
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    came_after = dict(seen)
+    chain = [came_after.pop(None)]
+    while chain[-1] in came_after:
+        chain.append(came_after.pop(chain[-1]))
+    assert sorted(version for version in chain if version) == list(range(1, 9))
+    assert Registry(str(folder)).pointer().champion == chain[-1]
 
 
 def test_a_reader_never_sees_a_part_of_a_pointer_or_of_a_manifest(folder: Path) -> None:
@@ -447,7 +586,7 @@ def test_a_write_that_fails_leaves_the_old_pointer_and_no_rubbish(
         with pytest.raises(RegistryError, match=r"cannot write current\.json: No space left on device; check"):
             registry.promote(2)
     assert registry.pointer() == Pointer(champion=1)
-    assert sorted(path.name for path in folder.iterdir()) == ["current.json", "versions"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "current-copy.json", "current.json", "versions"]
 
 
 # Requests
@@ -464,6 +603,13 @@ def test_of_several_requests_the_last_one_counts(registry: Registry) -> None:
     registry.request_training("second")
     assert registry.take_request() == "second"
     assert registry.take_request() is None
+
+
+def test_a_request_that_is_damaged_is_one_nevertheless_and_is_gone_then(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "training-request.json").write_text("{")
+    assert "training-request.json is not JSON" in str(Registry(str(folder)).take_request())
+    assert Registry(str(folder)).take_request() is None
 
 
 # A store that fails
@@ -487,8 +633,7 @@ def test_the_check_before_a_training_finds_that_nothing_can_be_written(tmp_path:
 
 def test_the_check_before_a_training_leaves_nothing_behind(registry: Registry, url: str) -> None:
     registry.check_writable()
-    assert Registry(url).versions() == ()
-    assert not [path for path in registry._fs.find(registry._root) if "probe" in path]
+    assert open_files(url).list("", is_deep=True) == {}
 
 
 def test_a_pointer_that_cannot_be_read_is_not_taken_for_an_empty_registry(folder: Path) -> None:

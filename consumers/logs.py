@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from consumers.access import check_access
 from consumers.errors import BrokerUnavailable, ConsumersError
 from consumers.kafka_client import existing_partitions, make_consumer, servers, translated
 from consumers.records import Position, RawRecord, StoredRecord
@@ -227,6 +228,7 @@ class KafkaLog:
         try:
             with translated(self._where):
                 if self._open is None:
+                    check_access(self._connection, reads=self._topics, where=self._where)
                     self._open = make_consumer(
                         self._connection,
                         # What retention took meanwhile is left out; the default would leave out all that is there.

@@ -13,21 +13,28 @@ from typing import TYPE_CHECKING, Any
 from consumers.decoding import DECODERS, Decoder
 from consumers.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from consumers.records import Field, FieldKind, ImageSpec, RecordSchema
+from consumers.trust import Secret
 from srr_stream.pace import Pace
 from srr_stream.registry import Registry
 from srr_stream.triggers import ClockTrigger, CountTrigger, DriftTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from pydantic import SecretStr
 
     from consumers.records import Position, RawRecord
     from consumers.sinks.kafka import KafkaSink
     from consumers.sources.kafka import KafkaSource
     from consumers.windows import WindowReader
     from models.training import TrainingConfig
+    from srr_stream.gate import GateBounds
     from srr_stream.heat_maps import HeatMaps
     from srr_stream.live_model import Live, LiveModel
+    from srr_stream.metrics import ScorerMetrics
     from srr_stream.settings import FieldSettings, KafkaSettings, SchemaSettings, Settings
+    from srr_stream.swap_watch import SwapWatch
 
 _MAX_BATCH = 5000
 _HEAT_MAP_TIMEOUT_S = 10.0
@@ -66,25 +73,46 @@ def kafka_connection(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": settings.client_id,
         "security_protocol": settings.security_protocol,
         "bootstrap_timeout_ms": int(settings.connect_timeout.total_seconds() * 1000),
+        "metadata_max_age_ms": int(settings.metadata_max_age.total_seconds() * 1000),
     }
     if settings.security_protocol.startswith("SASL"):
-        connection |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_plain_username,
-            "sasl_plain_password": _password(settings),
-        }
+        connection["sasl_mechanism"] = settings.sasl_mechanism
+        if settings.sasl_mechanism == "OAUTHBEARER":
+            connection["sasl_oauth_token_provider"] = _token_provider(settings)
+        else:
+            connection |= {
+                "sasl_plain_username": settings.sasl_plain_username,
+                "sasl_plain_password": _secret(settings.sasl_plain_password, settings.sasl_plain_password_file),
+            }
     if settings.security_protocol.endswith("SSL"):
         files = {"ssl_cafile": settings.ssl_cafile, "ssl_certfile": settings.ssl_certfile}
         files["ssl_keyfile"] = settings.ssl_keyfile
         connection |= {name: str(path) for name, path in files.items() if path is not None}
+        connection["ssl_password"] = _secret(settings.ssl_password, settings.ssl_password_file)
         connection["ssl_check_hostname"] = settings.ssl_check_hostname
     return connection
 
 
-def _password(settings: KafkaSettings) -> str | None:
-    if settings.sasl_plain_password_file is not None:
-        return settings.sasl_plain_password_file.read_text(encoding="utf-8").strip()
-    return settings.sasl_plain_password.get_secret_value() if settings.sasl_plain_password else None
+def _token_provider(settings: KafkaSettings) -> Any:
+    from consumers.oauth import ClientCredentials, token_provider
+
+    secret = _secret(settings.sasl_oauthbearer_client_secret, settings.sasl_oauthbearer_client_secret_file)
+    return token_provider(
+        ClientCredentials(
+            settings.sasl_oauthbearer_token_endpoint_url or "",
+            client_id=settings.sasl_oauthbearer_client_id or "",
+            client_secret=secret or "",
+            scope=settings.sasl_oauthbearer_scope,
+            cafile=str(settings.ssl_cafile) if settings.ssl_cafile is not None else None,
+        )
+    )
+
+
+def _secret(given: SecretStr | None, file: Path | None) -> Secret | None:
+    """Return a secret, from its file if there is one, as a text that is never shown."""
+    if file is not None:
+        return Secret(file.read_text(encoding="utf-8").strip())
+    return Secret(given.get_secret_value()) if given else None
 
 
 def make_decoder(settings: Settings) -> Decoder:
@@ -168,7 +196,9 @@ def make_sink(settings: Settings, *, transactional_id: str | None = None) -> Kaf
 
 def make_registry(settings: Settings) -> Registry:
     """Open the model registry; nothing is read or written yet."""
-    return Registry(settings.registry.url, keep=settings.registry.keep)
+    reference = settings.gate.reference_version
+    pinned = () if reference is None else (reference,)
+    return Registry(settings.registry.url, keep=settings.registry.keep, pinned=pinned)
 
 
 def make_live_model(
@@ -177,6 +207,7 @@ def make_live_model(
     *,
     on_swap: Callable[[Live], None] | None = None,
     on_refusal: Callable[[int, str], None] | None = None,
+    on_rollback: Callable[[int, str], None] | None = None,
 ) -> LiveModel:
     """Return the live model of a registry; nothing is loaded yet."""
     from srr_stream.live_model import LiveModel
@@ -190,6 +221,23 @@ def make_live_model(
         n_threads=settings.scoring.n_threads or os.cpu_count(),
         on_swap=on_swap,
         on_refusal=on_refusal,
+        on_rollback=on_rollback,
+    )
+
+
+def make_swap_watch(settings: Settings, live_model: LiveModel, metrics: ScorerMetrics) -> SwapWatch | None:
+    """Return the watch over freshly swapped models, None if the settings leave it out."""
+    from srr_stream.swap_watch import SwapWatch
+
+    gate = settings.gate
+    if not gate.auto_rollback:
+        return None
+    return SwapWatch(
+        live_model,
+        metrics=metrics,
+        max_flagged_ratio=gate.max_flagged_ratio,
+        max_flagged_factor=gate.max_flagged_factor,
+        probation=gate.probation,
     )
 
 
@@ -260,6 +308,20 @@ def make_training_config(settings: Settings) -> TrainingConfig:
         gamma=training.gamma_estimate if training.gamma is None else training.gamma,
         contamination=training.contamination,
         false_alarm_rate=settings.threshold.false_alarm_rate,
+    )
+
+
+def make_gate_bounds(settings: Settings) -> GateBounds:
+    """Return what the gate allows."""
+    from srr_stream.gate import GateBounds
+
+    gate = settings.gate
+    return GateBounds(
+        max_excluded_ratio=gate.max_excluded_ratio,
+        max_flagged_ratio=gate.max_flagged_ratio,
+        max_flagged_factor=gate.max_flagged_factor,
+        min_synthetic_auc_margin=gate.min_synthetic_auc_margin,
+        max_forgotten_ratio=gate.max_forgotten_ratio,
     )
 
 

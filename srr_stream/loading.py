@@ -22,11 +22,19 @@ from srr_stream.settings import (
     PICTURE_REPRESENTATIONS,
     FieldSettings,
     FileSettings,
+    KafkaSettings,
     RepresentationName,
     SchemaSettings,
     Settings,
 )
 
+_PASSWORD_LOGIN = (("sasl_plain_password", "sasl_plain_password_file"), ("sasl_plain_username",))
+_TOKEN_LOGIN = (
+    ("sasl_oauthbearer_token_endpoint_url",),
+    ("sasl_oauthbearer_client_id",),
+    ("sasl_oauthbearer_client_secret", "sasl_oauthbearer_client_secret_file"),
+)
+"""What a login needs: of each group one."""
 _MAX_WINDOW_BYTES = 4 << 30
 """Pixels of a window; training takes some times that."""
 
@@ -104,10 +112,20 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             "output.flush_timeout: allowed: less than input.max_poll_interval, or a slow broker costs membership"
         )
+    if settings.delivery.mode == "exactly_once" and source.isolation_level != "read_committed":
+        problems.append(
+            f"input.isolation_level: is {source.isolation_level}; allowed with delivery.mode: exactly_once: "
+            "read_committed, or records whose transaction is not settled yet would be answered twice"
+        )
     if window.max_size < window.min_size:
         problems.append(f"window.max_size: is {window.max_size}; allowed: at least window.min_size ({window.min_size})")
     if window.mode != "latest" and window.span is None:
         problems.append(f"window.span: is missing; needed with window.mode: {window.mode}, such as span: 6h")
+    if settings.gate.reference_version is not None and settings.gate.max_forgotten_ratio is None:
+        problems.append(
+            f"gate.reference_version: is {settings.gate.reference_version}; allowed: nothing with "
+            "gate.max_forgotten_ratio: null, with which no reference is asked"
+        )
     if not output.alerts_topic and not output.scores_topic:
         problems.append("output: verdicts would go nowhere; set output.alerts_topic, output.scores_topic or both")
     written = [t for t in (output.alerts_topic, output.scores_topic, output.dead_letter_topic) if t]
@@ -117,21 +135,49 @@ def _contradictions(settings: Settings) -> list[str]:
     ]
     if len(set(written)) < len(written):
         problems.append(f"output: topics must differ from each other, got {', '.join(written)}")
-    if kafka.security_protocol.startswith("SASL"):
-        if kafka.sasl_mechanism is None:
-            problems.append(
-                f"kafka.sasl_mechanism: is missing; needed with security_protocol {kafka.security_protocol}: "
-                "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
-            )
-        if kafka.sasl_plain_password is None and kafka.sasl_plain_password_file is None:
-            problems.append("kafka.sasl_plain_password_file: is missing; needed with SASL (or sasl_plain_password)")
-        if kafka.sasl_plain_username is None:
-            problems.append("kafka.sasl_plain_username: is missing; needed with SASL")
-    for key in ("sasl_plain_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+    return problems + _kafka_problems(kafka) + _training_problems(settings) + _schema_problems(settings)
+
+
+def _kafka_problems(kafka: KafkaSettings) -> list[str]:
+    given = {key for key in KafkaSettings.model_fields if getattr(kafka, key) is not None}
+    problems = _login_problems(kafka, given)
+    if given & {"ssl_keyfile", "ssl_password", "ssl_password_file"} and "ssl_certfile" not in given:
+        problems.append("kafka.ssl_certfile: is missing; needed with ssl_keyfile, ssl_password and ssl_password_file")
+    for key in sorted(given):
+        if f"{key}_file" in given:
+            problems.append(f"kafka.{key}: is set, and so is kafka.{key}_file; allowed: one of them")
         file = getattr(kafka, key)
-        if file is not None and not file.is_file():
+        if isinstance(file, Path) and not file.is_file():
             problems.append(f"kafka.{key}: there is no file {str(file)!r}")
-    return problems + _training_problems(settings) + _schema_problems(settings)
+    return problems
+
+
+def _login_problems(kafka: KafkaSettings, given: set[str]) -> list[str]:
+    """Return what a login lacks, and what is set for another one: who sets a CA or a password means to use it."""
+    protocol, mechanism = kafka.security_protocol, kafka.sasl_mechanism
+    has_login, has_token = protocol.startswith("SASL"), mechanism == "OAUTHBEARER"
+    problems = []
+    if has_login:
+        if mechanism is None:
+            problems.append(
+                f"kafka.sasl_mechanism: is missing; needed with security_protocol {protocol}: "
+                "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+            )
+        problems += [
+            f"kafka.{keys[-1]}: is missing; needed with SASL by {mechanism or 'a password'}"
+            + (f" (or {keys[0]})" if len(keys) > 1 else "")
+            for keys in (_TOKEN_LOGIN if has_token else _PASSWORD_LOGIN)
+            if not given & set(keys)
+        ]
+    used = (
+        *(("ssl_",) if protocol.endswith("SSL") else ()),
+        *(("sasl_mechanism", "sasl_oauthbearer_" if has_token else "sasl_plain_") if has_login else ()),
+        *(("ssl_cafile",) if has_login and has_token else ()),  # for the token endpoint
+        "ssl_check_hostname",  # has a default
+    )
+    unused = [key for key in sorted(given) if key.startswith(("sasl_", "ssl_")) and not key.startswith(used)]
+    how = f"security_protocol {protocol}" + (f" and sasl_mechanism {mechanism}" if has_login else "")
+    return problems + [f"kafka.{key}: is set; not used with {how}; remove it or correct these" for key in unused]
 
 
 def _training_problems(settings: Settings) -> list[str]:
@@ -242,7 +288,7 @@ def _describe(detail: ErrorDetails) -> str:
 
 def _shown(path: str, given: object) -> str:
     """Show a wrong value, but never a secret, nor what may contain one."""
-    if path == "kafka" or "password" in path:
+    if path == "kafka" or any(word in path for word in ("password", "secret", "token_endpoint_url")):
         return f"a {type(given).__name__} (not shown)"
     shown = repr(given)
     return shown if len(shown) <= 80 else shown[:77] + "..."

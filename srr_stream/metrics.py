@@ -133,6 +133,24 @@ class ScorerMetrics:
         self.model_window = Gauge(
             "srr_model_window_records", "Records that the live model was trained on.", registry=registry
         )
+        self.rollbacks = Counter(
+            "srr_rollbacks", "Models taken out of use by themselves.", ["cause"], registry=registry
+        )
+        self.shadow_records = Counter(
+            "srr_shadow_records", "Live records that the waiting challenger scored too.", ["verdict"], registry=registry
+        )
+        self.shadow_flagged = Gauge(
+            "srr_shadow_flagged_ratio",
+            "Share of these that are flagged: challenger, live.",
+            ["model"],
+            registry=registry,
+        )
+        self.probation_flagged = Gauge(
+            "srr_probation_flagged_ratio",
+            "Share of live records that are flagged while a new model is on probation: live, previous.",
+            ["model"],
+            registry=registry,
+        )
         self.drift = Gauge(
             "srr_drift_statistic", "Mean that a drift detector holds at the moment.", ["detector"], registry=registry
         )
@@ -167,4 +185,12 @@ class TrainerMetrics:
         )
         self.gate_decisions = Counter(
             "srr_gate_decisions", "What the gate decided of new models.", ["decision"], registry=registry
+        )
+        self.gate_check = Gauge(
+            "srr_gate_check", "What the gate last saw of a new model.", ["check"], registry=registry
+        )
+        self.forgotten = Gauge(
+            "srr_training_forgotten_ratio",
+            "Share of the newest records that the reference flags and the new model does not.",
+            registry=registry,
         )

@@ -55,6 +55,15 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _token_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s#]*)?", value):
+        raise ValueError(
+            "an address that begins with https:// or http://, without a user and password in it, such as "
+            "https://login.example.com/oauth2/token"
+        )
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
 Share = Annotated[float, Setting(gt=0, lt=1)]
 ClassifierName = Literal[
@@ -87,6 +96,7 @@ PICTURE_REPRESENTATIONS = get_args(RepresentationName)[2:]
 InstanceId = Annotated[str, Setting(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 _LEAST_MESSAGE = 256 * 1024
 PublicUrl = Annotated[str, AfterValidator(_web_address)]
+TokenUrl = Annotated[str, AfterValidator(_token_address)]
 Port = Annotated[int, Setting(ge=0, le=65535)]
 ImageSide = Annotated[int, Setting(ge=1, le=MAX_IMAGE_SIDE)]
 
@@ -101,14 +111,24 @@ class KafkaSettings(_Section):
     bootstrap_servers: str = Setting(description="host:port of some brokers, comma-separated")
     client_id: str = "srr-stream"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     sasl_plain_username: str | None = None
     sasl_plain_password: SecretStr | None = None
     sasl_plain_password_file: Path | None = Setting(None, description="read the password from this file instead")
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
+    sasl_oauthbearer_token_endpoint_url: TokenUrl | None = Setting(None, description="where OAUTHBEARER gets a token")
+    sasl_oauthbearer_client_id: str | None = None
+    sasl_oauthbearer_client_secret: SecretStr | None = None
+    sasl_oauthbearer_client_secret_file: Path | None = Setting(None, description="read it from this file instead")
+    sasl_oauthbearer_scope: str | None = None
+    ssl_cafile: Path | None = Setting(None, description="CAs in PEM; left out: those of this machine")
+    ssl_certfile: Path | None = Setting(None, description="this client's own certificate in PEM")
+    ssl_keyfile: Path | None = Setting(None, description="its key in PEM; left out: it is in ssl_certfile")
+    ssl_password: SecretStr | None = Setting(None, description="what unlocks the key")
+    ssl_password_file: Path | None = Setting(None, description="read it from this file instead")
     ssl_check_hostname: bool = True
+    metadata_max_age: Duration = Setting(
+        timedelta(minutes=5), description="how soon new partitions, and other changes of topics, are noticed"
+    )
     connect_timeout: Duration = Setting(timedelta(seconds=10), description="how long one attempt to connect may take")
 
 
@@ -239,13 +259,23 @@ class ScoringSettings(_Section):
 class GateSettings(_Section):
     """What a new model must show before it replaces the champion."""
 
-    mode: Literal["automatic", "off"] = "automatic"
+    mode: Literal["automatic", "manual", "off"] = Setting(
+        "automatic", description="manual: a person promotes what passes; off: everything is promoted"
+    )
     max_excluded_ratio: Share = Setting(0.5, description="refinement may drop at most this share of a window")
     max_flagged_ratio: Share = Setting(0.3, description="the newest part of the window may be flagged at most so much")
     max_flagged_factor: float = Setting(10.0, gt=1, description="and at most this many times what the champion flags")
     min_synthetic_auc_margin: float = Setting(
         -0.1, ge=-1, le=0, description="detection of synthetic anomalies may be worse by this much"
     )
+    max_forgotten_ratio: Share | None = Setting(
+        0.02, description="share of the newest records that the reference flags and the new model does not; null: any"
+    )
+    reference_version: int | None = Setting(
+        None, ge=1, description="what slow poisoning is looked for against; left out: it is pinned by itself"
+    )
+    auto_rollback: bool = Setting(True, description="go back if a new model flags too much of the live stream")
+    probation: int = Setting(10_000, ge=5000, description="for so many records after a swap")
 
 
 class RegistrySettings(_Section):

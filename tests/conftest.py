@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import struct
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -30,30 +31,21 @@ def embedded_broker() -> Iterator[EmbeddedBroker]:
         yield broker
 
 
-class ApacheKafka:
+class _Node:
     """One node of Apache Kafka (KRaft) with its data in `folder`: it can be killed, and started again."""
 
-    def __init__(self, home: Path, folder: Path) -> None:
+    bootstrap_servers: str
+
+    def __init__(self, home: Path, folder: Path, settings: Mapping[str, str], *formatting: str) -> None:
         self._home = home
         self._log_path = folder / "server.log"
         self._config = folder / "server.properties"
         controller = free_port()
-        self.bootstrap_servers = f"127.0.0.1:{free_port()}"
-        self.sasl_servers = f"127.0.0.1:{free_port()}"
-        """The same broker, for who names itself: SASL_PLAINTEXT, PLAIN, user ``reader``, password ``secret``."""
-        listeners = f"PLAINTEXT://{self.bootstrap_servers},SASL://{self.sasl_servers}"
-        settings = {
+        whole = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": listeners,
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "sasl.enabled.mechanisms": "PLAIN",
-            "listener.name.sasl.plain.sasl.jaas.config": (
-                'org.apache.kafka.common.security.plain.PlainLoginModule required user_reader="secret";'
-            ),
             "log.dirs": str(folder / "data"),
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "4",
@@ -67,10 +59,14 @@ class ApacheKafka:
             # After a hard kill the node may register again at once instead of waiting out its old session.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
+            "advertised.listeners": settings["listeners"],
+            **settings,
+            "listeners": f"{settings['listeners']},CONTROLLER://127.0.0.1:{controller}",
         }
-        self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        cluster_id = self._storage("random-uuid").stdout.split()[-1]
-        self._storage("format", "-t", cluster_id, "-c", str(self._config))
+        self._config.write_text("".join(f"{name}={value}\n" for name, value in whole.items()))
+        # Made here: to ask Kafka for one takes seconds. A first byte of zeros keeps it from beginning like an option.
+        cluster_id = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
+        self._storage("format", "-t", cluster_id, "-c", str(self._config), *formatting)
         self.start()
 
     def start(self) -> None:
@@ -122,13 +118,144 @@ class ApacheKafka:
         pytest.fail(f"Apache Kafka did not start: {self._log_path.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
-def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One node of Apache Kafka for the whole run, of the release that KAFKA_HOME names."""
+class ApacheKafka(_Node):
+    """A node for everybody."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        self.bootstrap_servers = f"127.0.0.1:{free_port()}"
+        self.sasl_servers = f"127.0.0.1:{free_port()}"
+        """The same broker, for who names itself: SASL_PLAINTEXT, PLAIN, user ``reader``, password ``secret``."""
+        settings = {
+            "listeners": f"PLAINTEXT://{self.bootstrap_servers},SASL://{self.sasl_servers}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl.plain.sasl.jaas.config": (
+                'org.apache.kafka.common.security.plain.PlainLoginModule required user_reader="secret";'
+            ),
+        }
+        super().__init__(home, folder, settings)
+
+
+class SecureKafka(_Node):
+    """A node that takes named users over TLS and checks what each may do; `bootstrap_servers` is the operator's way in.
+
+    Its certificate is for 127.0.0.1 and no other name. Users are those of `PASSWORDS`, whichever the mechanism; a
+    client with a token is whom the token's ``sub`` names.
+    """
+
+    PASSWORDS: ClassVar[Mapping[str, str]] = {
+        name: f"password-of-{name}" for name in ("admin", "scorer", "trainer", "auditor", "operator", "guest")
+    }
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        names = ("OPEN", "SECURE", "OAUTH", "EXPIRED", "MUTUAL")
+        servers = {name: f"127.0.0.1:{free_port()}" for name in names}
+        self.bootstrap_servers = servers["OPEN"]
+        self.secure_servers = servers["SECURE"]
+        """SASL_SSL: SCRAM-SHA-256, SCRAM-SHA-512, PLAIN."""
+        self.oauth_servers = servers["OAUTH"]
+        """SASL_SSL: OAUTHBEARER, tokens without a signature."""
+        self.expired_servers = servers["EXPIRED"]
+        """SSL, its certificate is of yesterday."""
+        self.mutual_servers = servers["MUTUAL"]
+        """SSL, and a client must have a certificate: `certificate`, its key locked by ``key-password``."""
+        self.folder = folder
+        self.ca, self.other_ca = folder / "ca.pem", folder / "other-ca.pem"
+        self.certificate, self.key = folder / "client.pem", folder / "client-key.pem"
+        self._make_certificates()
+        plain = "".join(f' user_{name}="{password}"' for name, password in self.PASSWORDS.items())
+        module = "org.apache.kafka.common.security"
+        scram = f'{module}.scram.ScramLoginModule required username="admin" password="{self.PASSWORDS["admin"]}";'
+        protocols = dict.fromkeys(names, "SSL") | {"OPEN": "PLAINTEXT", "SECURE": "SASL_SSL", "OAUTH": "SASL_SSL"}
+        settings = {
+            "listeners": ",".join(f"{name}://{server}" for name, server in servers.items()),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{protocol}" for name, protocol in ({"CONTROLLER": "PLAINTEXT"} | protocols).items()
+            ),
+            "inter.broker.listener.name": "SECURE",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256,PLAIN",
+            "sasl.mechanism.inter.broker.protocol": "SCRAM-SHA-512",
+            "listener.name.secure.scram-sha-512.sasl.jaas.config": scram,
+            "listener.name.secure.scram-sha-256.sasl.jaas.config": scram,
+            "listener.name.secure.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required{plain};",
+            "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+            "listener.name.oauth.oauthbearer.sasl.jaas.config": (
+                f'{module}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="admin";'
+            ),
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(folder / "broker.pem"),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.ca),
+            "listener.name.expired.ssl.keystore.type": "PEM",
+            "listener.name.expired.ssl.keystore.location": str(folder / "expired.pem"),
+            "listener.name.mutual.ssl.client.auth": "required",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:admin;User:ANONYMOUS",
+        }
+        users = [
+            f"--add-scram={mechanism}=[name={name},password={password}]"
+            for name, password in self.PASSWORDS.items()
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        ]
+        super().__init__(home, folder, settings, *users)
+
+    def connection(self, user: str, **changes: Any) -> dict[str, Any]:
+        """Return kafka-python's settings for a user, by SCRAM unless they are changed."""
+        return {
+            "bootstrap_servers": [self.secure_servers],
+            "security_protocol": "SASL_SSL",
+            "ssl_cafile": str(self.ca),
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_plain_username": user,
+            "sasl_plain_password": self.PASSWORDS.get(user),
+            **changes,
+        }
+
+    def _make_certificates(self) -> None:
+        """Make two CAs, and from one of them certificates for the broker, yesterday's broker, and a client."""
+        for name in ("ca", "other-ca"):
+            self._openssl(
+                "req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
+                f"-subj /CN={name} -keyout {name}-key.pem -out {name}.pem"
+            )
+        (self.folder / "names.ext").write_text("subjectAltName=IP:127.0.0.1\n")
+        for name, days in (("broker", 2), ("expired", -1), ("client", 2)):
+            lock = "-passout pass:key-password" if name == "client" else "-nodes"
+            self._openssl(
+                f"req {lock} -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN={name} "
+                f"-keyout {name}-key.pem -out {name}.csr"
+            )
+            self._openssl(
+                f"x509 -req -days {days} -in {name}.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial "
+                f"-extfile names.ext -out {name}.pem"
+            )
+        for name in ("broker", "expired"):  # Kafka takes one file: the key, its certificate, the CA's
+            parts = [self.folder / part for part in (f"{name}-key.pem", f"{name}.pem", "ca.pem")]
+            parts[1].write_text("".join(part.read_text() for part in parts))
+
+    def _openssl(self, arguments: str) -> None:
+        subprocess.run(["openssl", *arguments.split()], cwd=self.folder, check=True, capture_output=True, timeout=20)
+
+
+def _kafka_home() -> Path:
     home = os.environ.get("KAFKA_HOME")
     if not home:
         pytest.skip("KAFKA_HOME is not set: unpack an Apache Kafka release (Java 17) and name its folder")
-    kafka = ApacheKafka(Path(home), tmp_path_factory.mktemp("apache-kafka"))
+    return Path(home)
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    """One node for the whole run that lets in named users over TLS, and none without rights."""
+    kafka = SecureKafka(_kafka_home(), tmp_path_factory.mktemp("secure-kafka"))
+    yield kafka
+    kafka.close()
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """One node of Apache Kafka for the whole run, of the release that KAFKA_HOME names."""
+    kafka = ApacheKafka(_kafka_home(), tmp_path_factory.mktemp("apache-kafka"))
     yield kafka
     kafka.close()
 

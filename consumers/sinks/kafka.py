@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from consumers.access import check_access
 from consumers.errors import ConsumersError, MembershipLost, NotAuthorized, SinkError
 from consumers.kafka_client import connect, existing_partitions, make_consumer, servers, translated
 from consumers.records import BadRecord, Position, RawRecord, Verdicts
@@ -92,7 +93,8 @@ class KafkaSink:
         self._is_closed = False
         timeout_ms = int(flush_timeout_s * 1000)
         topics = [t for t in (scores_topic, alerts_topic, dead_letter_topic) if t]
-        with translated(self._where):
+        with translated(self._where, transactional_id=transactional_id):
+            check_access(connection, writes=topics, transactional_id=transactional_id, where=self._where)
             probe = make_consumer(connection)
             try:
                 partitions = existing_partitions(probe, topics, where=self._where)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from consumers.access import check_access
 from consumers.errors import BrokerUnavailable, MembershipLost, OffsetLost
 from consumers.kafka_client import existing_partitions, make_consumer, servers, translated
 from consumers.records import Position, RawRecord
@@ -95,6 +96,7 @@ class KafkaSource:
         self._is_paused = False
         self._is_closed = False
         with translated(self._where):
+            check_access(connection, reads=topics, group_id=group_id, where=self._where)
             self._consumer = make_consumer(
                 connection,
                 group_id=group_id,
@@ -152,7 +154,8 @@ class KafkaSource:
 
     def stay(self) -> None:
         """Tell the group that this member is well although it does not poll: a batch takes its time."""
-        self._consumer._coordinator.poll_heartbeat()
+        with translated(self._where):
+            self._consumer._coordinator.poll_heartbeat()
 
     def commit(self, positions: Mapping[Position, int]) -> None:
         """Remember the next offsets with the group.
@@ -176,8 +179,22 @@ class KafkaSource:
 
     @property
     def membership(self) -> ConsumerGroupMetadata:
-        """What names this member and its generation to the group, for a commit within a transaction."""
-        return self._consumer.group_metadata()
+        """What names this member and its generation to the group, for a commit within a transaction.
+
+        Raises
+        ------
+        MembershipLost
+            If the group has put this member out since its last poll.
+        """
+        known = self._consumer.group_metadata()
+        # A member that hears it is out forgets its name, and a transaction takes offsets of nobody unchecked: they
+        # would be committed over those of the partition's new owner.
+        if known.generation_id < 0:
+            raise MembershipLost(
+                f"{self._where}: the group has put this member out, it was silent for too long; nothing of the batch "
+                "counts, it is scored again. If this repeats, raise input.session_timeout"
+            )
+        return known
 
     def pause(self) -> None:
         """Give nothing from now on, also of partitions assigned later, and stay in the group."""

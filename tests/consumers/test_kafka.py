@@ -16,7 +16,7 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove
 
-from consumers.errors import BrokerUnavailable, NotAuthorized, SinkError, TopicMissing
+from consumers.errors import BrokerUnavailable, MembershipLost, NotAuthorized, SinkError, TopicMissing
 from consumers.logs import KafkaLog, OffsetRange
 from consumers.records import BadRecord, Position, RawRecord, StoredRecord
 from consumers.sinks.kafka import KafkaSink
@@ -175,6 +175,28 @@ def test_a_commit_after_the_group_moved_on_is_logged_and_the_records_come_again(
     assert "not committed, the group has moved on" in caplog.text
     thrown_out.close()
     assert numbers(read_until(make_source(broker), 5)) == list(range(5))
+
+
+def test_a_member_that_was_put_out_has_no_membership_that_a_transaction_would_take(
+    broker: Any, topic_name: str, make_source: MakeSource, produce: Produce, read_until: Callable[..., list[RawRecord]]
+) -> None:
+    broker.create_topics({topic_name: 1})
+    produce(broker, topic_name, values(5))
+    thrown_out = make_source(broker)
+    read_until(thrown_out, 5)
+    member = thrown_out.membership.member_id
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    try:
+        admin.remove_group_members(f"{topic_name}-group", [MemberToRemove(member)])
+    finally:
+        admin.close()
+    until = time.monotonic() + 20
+    while thrown_out._consumer.group_metadata().member_id == member:  # until its next heartbeat is answered
+        assert time.monotonic() < until
+        thrown_out.stay()
+        time.sleep(0.05)
+    with pytest.raises(MembershipLost, match="put this member out"):
+        _ = thrown_out.membership
 
 
 def test_a_group_without_commits_starts_where_it_is_told(

@@ -18,7 +18,7 @@ from consumers.decoding import ImageDecoder, JsonDecoder
 from consumers.records import Field, FieldKind, ImageSpec, StoredRecord
 from models.occ import CLASSIFIERS
 from models.occ.knn import KNN
-from srr_stream.assembly import make_decoder, make_source, make_training_config, record_schema
+from srr_stream.assembly import kafka_connection, make_decoder, make_source, make_training_config, record_schema
 from srr_stream.errors import SettingsError
 from srr_stream.loading import check_settings, load_settings
 from srr_stream.settings import ClassifierName, Settings, parse_duration
@@ -396,19 +396,68 @@ def test_a_secret_in_a_file_that_is_not_yaml_is_in_no_error(tmp_path: Path, text
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_secret_is_not_in_what_settings_print() -> None:
-    loaded = check_settings(changed(kafka={"sasl_plain_password": "hunter2"}))
-    assert "hunter2" not in repr(loaded)
-    assert loaded.kafka.sasl_plain_password is not None
-    assert loaded.kafka.sasl_plain_password.get_secret_value() == "hunter2"
+SECRETS = {
+    "PLAIN": {"sasl_plain_username": "me", "sasl_plain_password": "hunter2"},
+    "OAUTHBEARER": {
+        "sasl_oauthbearer_token_endpoint_url": "https://login.example.com/token?tenant=1",
+        "sasl_oauthbearer_client_id": "me",
+        "sasl_oauthbearer_client_secret": "hunter2",
+    },
+}
 
 
-@pytest.mark.parametrize("key", ["sasl_plain_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"])
+@pytest.mark.parametrize("mechanism", SECRETS)
+def test_a_secret_is_not_in_what_settings_or_the_connection_print(mechanism: str, tmp_path: Path) -> None:
+    (tmp_path / "certificate").touch()
+    tls = {"ssl_certfile": str(tmp_path / "certificate"), "ssl_password": "hunter2"}
+    kafka = {"security_protocol": "SASL_SSL", "sasl_mechanism": mechanism, **tls, **SECRETS[mechanism]}
+    loaded = check_settings(changed(kafka=kafka))
+    made = kafka_connection(loaded.kafka)
+    assert made["ssl_password"].encode() == b"hunter2"
+    assert loaded.kafka.ssl_password is not None
+    assert loaded.kafka.ssl_password.get_secret_value() == "hunter2"
+    printed = [repr(loaded), str(loaded), loaded.model_dump_json(), str(loaded.model_dump()), repr(made), str(made)]
+    assert not [text for text in printed if "hunter2" in text]
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        {"sasl_oauthbearer_client_secret": ["hunter2"]},
+        {"sasl_oauthbearer_token_endpoint_url": "https://me:hunter2@login.example.com/token"},
+        {"ssl_password": {"value": "hunter2"}},
+    ],
+)
+def test_a_secret_is_not_in_the_error_about_it(kafka: dict[str, Any]) -> None:
+    assert "hunter2" not in only_problem_of(changed(kafka=kafka))
+
+
+FILES = {
+    "sasl_plain_password_file": {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": "x",
+    },
+    "sasl_oauthbearer_client_secret_file": {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "OAUTHBEARER",
+        "sasl_oauthbearer_token_endpoint_url": "https://login.example.com/token",
+        "sasl_oauthbearer_client_id": "x",
+    },
+    "ssl_cafile": {"security_protocol": "SSL"},
+    "ssl_certfile": {"security_protocol": "SSL"},
+    "ssl_keyfile": {"security_protocol": "SSL", "ssl_certfile": __file__},
+    "ssl_password_file": {"security_protocol": "SSL", "ssl_certfile": __file__},
+}
+
+
+@pytest.mark.parametrize("key", FILES)
 def test_a_file_that_is_named_must_be_there(tmp_path: Path, key: str) -> None:
     absent = tmp_path / "absent"
-    assert only_problem_of(changed(kafka={key: str(absent)})) == f"kafka.{key}: there is no file {str(absent)!r}"
+    content = changed(kafka={key: str(absent), **FILES[key]})
+    assert only_problem_of(content) == f"kafka.{key}: there is no file {str(absent)!r}"
     absent.write_text("secret")
-    assert getattr(check_settings(changed(kafka={key: str(absent)})).kafka, key) == absent
+    assert getattr(check_settings(content).kafka, key) == absent
 
 
 # Contradictions
@@ -428,6 +477,11 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path, key: str) -> None:
         (
             {"output": {"alerts_topic": None}},
             "output: verdicts would go nowhere; set output.alerts_topic, output.scores_topic or both",
+        ),
+        (
+            {"gate": {"reference_version": 3, "max_forgotten_ratio": None}},
+            "gate.reference_version: is 3; allowed: nothing with gate.max_forgotten_ratio: null, with which no "
+            "reference is asked",
         ),
         (
             {"output": {"scores_topic": "requests"}},
@@ -467,6 +521,11 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path, key: str) -> None:
             {"record": {"format": "image"}},
             "record.fields: are duration_ms, route; allowed with record.format: image: one field of kind image, "
             "nothing else",
+        ),
+        (
+            {"delivery": {"mode": "exactly_once"}, "input": {"isolation_level": "read_uncommitted"}},
+            "input.isolation_level: is read_uncommitted; allowed with delivery.mode: exactly_once: read_committed, "
+            "or records whose transaction is not settled yet would be answered twice",
         ),
     ],
 )
@@ -557,6 +616,65 @@ def test_complete_sasl_settings_are_good(tmp_path: Path) -> None:
         )
     )
     assert loaded.kafka.sasl_plain_password_file == secret
+    assert kafka_connection(loaded.kafka)["sasl_plain_password"].encode() == b"hunter2"
+
+
+OAUTH = {"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER", **SECRETS["OAUTHBEARER"]}
+PLAIN = {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", **SECRETS["PLAIN"]}
+
+
+@pytest.mark.parametrize(
+    ("kafka", "problem"),
+    [
+        (
+            {**OAUTH, "sasl_oauthbearer_token_endpoint_url": None},
+            "kafka.sasl_oauthbearer_token_endpoint_url: is missing; needed with SASL by OAUTHBEARER",
+        ),
+        (
+            {**OAUTH, "sasl_oauthbearer_client_secret": None},
+            "kafka.sasl_oauthbearer_client_secret_file: is missing; needed with SASL by OAUTHBEARER "
+            "(or sasl_oauthbearer_client_secret)",
+        ),
+        (
+            {**OAUTH, "sasl_plain_username": "me"},
+            "kafka.sasl_plain_username: is set; not used with security_protocol SASL_SSL and sasl_mechanism "
+            "OAUTHBEARER; remove it or correct these",
+        ),
+        (
+            {**PLAIN, "sasl_oauthbearer_scope": "kafka"},
+            "kafka.sasl_oauthbearer_scope: is set; not used with security_protocol SASL_SSL and sasl_mechanism "
+            "PLAIN; remove it or correct these",
+        ),
+        (
+            {"ssl_cafile": __file__},
+            "kafka.ssl_cafile: is set; not used with security_protocol PLAINTEXT; remove it or correct these",
+        ),
+        (
+            {"sasl_mechanism": "PLAIN"},
+            "kafka.sasl_mechanism: is set; not used with security_protocol PLAINTEXT; remove it or correct these",
+        ),
+        (
+            {**PLAIN, "sasl_plain_password_file": __file__},
+            "kafka.sasl_plain_password: is set, and so is kafka.sasl_plain_password_file; allowed: one of them",
+        ),
+        (
+            {"security_protocol": "SSL", "ssl_keyfile": __file__},
+            "kafka.ssl_certfile: is missing; needed with ssl_keyfile, ssl_password and ssl_password_file",
+        ),
+    ],
+)
+def test_a_login_that_contradicts_itself_is_named(kafka: dict[str, Any], problem: str) -> None:
+    assert only_problem_of(changed(kafka=kafka)) == problem
+
+
+def test_a_login_by_token_over_an_open_connection_may_name_the_ca_of_the_endpoint() -> None:
+    loaded = check_settings(changed(kafka={**OAUTH, "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": __file__}))
+    assert "ssl_cafile" not in kafka_connection(loaded.kafka)
+
+
+def test_the_age_of_metadata_reaches_the_client() -> None:
+    loaded = check_settings(changed(kafka={"metadata_max_age": "90s"}))
+    assert kafka_connection(loaded.kafka)["metadata_max_age_ms"] == 90_000
 
 
 # Environment

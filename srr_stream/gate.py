@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, NDArray[Any]]
 
+CHECKS = (
+    "non_finite_scores",
+    "excluded_ratio",
+    "flagged_ratio",
+    "synthetic_auc",
+    "flagged_factor",
+    "synthetic_auc_margin",
+    "rank_agreement",
+    "forgotten_ratio",
+    "reference_flagged_ratio",
+    "refined_drift",
+    "excluded_rise",
+    "contamination_rise",
+)
+"""What is looked at: those that need a champion after those that do not, those of :mod:`srr_stream.poisoning` last."""
+
 _LEAST_SIDE, _GREATEST_SIDE = 1 / 8, 1 / 2
 """Of a swapped patch, in parts of the picture's."""
 
@@ -27,9 +43,12 @@ class Check:
     """One thing that was looked at. `bound` is what was allowed, in words; empty if it is only reported."""
 
     name: str
+    """One of `CHECKS`."""
     value: float
     bound: str
     passed: bool
+    advice: str = ""
+    """What it looks like and what to do, if it failed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,11 @@ class GateReport:
     @property
     def reason(self) -> str:
         """The decision in words."""
-        failed = [f"{c.name} is {c.value:.4g}, allowed: {c.bound}" for c in self.checks if not c.passed]
+        failed = [
+            f"{c.name} is {c.value:.4g}, allowed: {c.bound}{f' ({c.advice})' if c.advice else ''}"
+            for c in self.checks
+            if not c.passed
+        ]
         return "; ".join(failed) or "all checks passed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,16 +77,33 @@ class GateReport:
         return {"passed": self.passed, "reason": self.reason, "checks": [asdict(c) for c in self.checks]}
 
 
+@dataclass(frozen=True)
+class GateBounds:
+    """What the gate allows."""
+
+    max_excluded_ratio: float
+    """Of the window, by the challenger's refinement."""
+    max_flagged_ratio: float
+    """Of the newest records, by the challenger."""
+    max_flagged_factor: float
+    """The challenger may flag this many times what the champion flags (or its false-alarm rate, if that is more).
+
+    There is no lower bound: after a drift the champion flags everything, and its successor must be let in. Nor an upper
+    one over a champion of pictures that is of another representation, as after a cold start.
+    """
+    min_synthetic_auc_margin: float
+    """Lowest allowed difference of the areas under the ROC curve at telling records from made-up anomalies."""
+    max_forgotten_ratio: float | None
+    """See :func:`srr_stream.poisoning.reference_checks`; None: nobody asks a reference."""
+
+
 def judge(
     challenger: Model,
     champion: Model | None,
     newest: Columns,
+    bounds: GateBounds,
     *,
     excluded_ratio: float,
-    max_excluded_ratio: float,
-    max_flagged_ratio: float,
-    max_flagged_factor: float,
-    min_synthetic_auc_margin: float,
     seed: int,
 ) -> GateReport:
     """Compare a challenger with the champion on the newest records of the window.
@@ -74,12 +114,6 @@ def judge(
         Field → ``(n,)``, n ≥ 1: records that both models score.
     excluded_ratio
         Share of the window that the challenger's refinement dropped, 0 to 1.
-    max_flagged_factor
-        The challenger may flag this many times what the champion flags (or its false-alarm rate, if that is more).
-        There is no lower bound: after a drift the champion flags everything, and its successor must be let in. Nor an
-        upper one over a champion of pictures that is of another representation, as after a cold start.
-    min_synthetic_auc_margin
-        Lowest allowed difference of the areas under the ROC curve at telling records from made-up anomalies.
 
     Returns
     -------
@@ -93,8 +127,13 @@ def judge(
     auc = _auc(mine, mine_synthetic)
     checks = [
         Check("non_finite_scores", n_bad, "0", n_bad == 0),
-        Check("excluded_ratio", excluded_ratio, f"≤ {max_excluded_ratio:g}", excluded_ratio <= max_excluded_ratio),
-        Check("flagged_ratio", flagged, f"≤ {max_flagged_ratio:g}", flagged <= max_flagged_ratio),
+        Check(
+            "excluded_ratio",
+            excluded_ratio,
+            f"≤ {bounds.max_excluded_ratio:g}",
+            excluded_ratio <= bounds.max_excluded_ratio,
+        ),
+        Check("flagged_ratio", flagged, f"≤ {bounds.max_flagged_ratio:g}", flagged <= bounds.max_flagged_ratio),
         Check("synthetic_auc", auc, "", True),
     ]
     if champion is not None and not n_bad:
@@ -105,11 +144,14 @@ def judge(
         agreement = _rank_correlation(mine.score, theirs.score)
         # What a stand-in flags says nothing of what its successor may: of small defects it sees none.
         is_stand_in = champion.takes_pictures and champion.representation_name != challenger.representation_name
-        bound = "" if is_stand_in else f"≤ {max_flagged_factor:g}"
+        bound = "" if is_stand_in else f"≤ {bounds.max_flagged_factor:g}"
         checks += [
-            Check("flagged_factor", factor, bound, is_stand_in or factor <= max_flagged_factor),
+            Check("flagged_factor", factor, bound, is_stand_in or factor <= bounds.max_flagged_factor),
             Check(
-                "synthetic_auc_margin", margin, f"≥ {min_synthetic_auc_margin:g}", margin >= min_synthetic_auc_margin
+                "synthetic_auc_margin",
+                margin,
+                f"≥ {bounds.min_synthetic_auc_margin:g}",
+                margin >= bounds.min_synthetic_auc_margin,
             ),
             Check("rank_agreement", agreement, "", True),
         ]

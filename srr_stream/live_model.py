@@ -2,6 +2,7 @@
 
 A thread looks at the registry's pointer, loads what it names and checks it; only a model that passes every check is
 assigned to :attr:`LiveModel.current`. The scorer reads that attribute once a batch: a batch is scored by one version.
+The challenger that waits for a person is loaded and checked the same way, to be scored beside.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class LiveModel:
         Called with the new `Live` after every swap.
     on_refusal
         Called with the version and the reason (a metric label) after every refusal.
+    on_rollback
+        Called with the version that was taken out of use and the reason in words, after :meth:`roll_back` did it.
     """
 
     def __init__(
@@ -73,8 +76,13 @@ class LiveModel:
         n_threads: int | None = None,
         on_swap: Callable[[Live], None] | None = None,
         on_refusal: Callable[[int, str], None] | None = None,
+        on_rollback: Callable[[int, str], None] | None = None,
     ) -> None:
         self.current: Live | None = None
+        self.previous: Live | None = None
+        """What `current` replaced; None once nobody needs it any more."""
+        self.challenger: Live | None = None
+        """What waits for a person."""
         self.problem: str | None = None
         """Why the registry's champion is not live, in words; None if it is, or if there is none yet."""
         self._registry = registry
@@ -84,31 +92,40 @@ class LiveModel:
         self._device, self._n_threads = device, n_threads
         self._on_swap = on_swap
         self._on_refusal = on_refusal
+        self._on_rollback = on_rollback
         self._refused: int | None = None
+        self._refused_challenger: int | None = None
+        self._rollback: tuple[int, int, str] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def refresh(self) -> bool:
         """Look at the pointer once; load, check and swap if it names another version. Return whether it swapped."""
         try:
-            champion = self._registry.pointer().champion
-            if champion is not None and champion == self._refused:
-                return False
-            if champion == (self.current.version if self.current else None):
-                self.problem = self._refused = None
-                return False
-            if champion is None:
-                self._note(f"registry {self._registry.url} names no champion any more; the live model stays")
-                return False
-            try:
-                live = self.load(champion)
-            except ModelRefused as error:
-                self._refuse(champion, error)
-                return False
+            self._roll_back()
+            pointer = self._registry.pointer()
+            has_swapped = self._follow(pointer.champion)
         except RegistryError as error:
             self._note(str(error))
             return False
-        self.current = live
+        self._look_at_challenger(pointer.challenger)
+        return has_swapped
+
+    def _follow(self, champion: int | None) -> bool:
+        if champion is not None and champion == self._refused:
+            return False
+        if champion == (self.current.version if self.current else None):
+            self.problem = self._refused = None
+            return False
+        if champion is None:
+            self._note(f"registry {self._registry.url} names no champion any more; the live model stays")
+            return False
+        try:
+            live = self.load(champion)
+        except ModelRefused as error:
+            self._refuse(champion, error)
+            return False
+        self.previous, self.current = self.current, live
         self.problem = self._refused = None
         log.info("version %d (%s) is live: %s", live.version, live.model.representation_name, live.manifest.reason)
         if self._on_swap is not None:
@@ -134,6 +151,25 @@ class LiveModel:
         check_canary(model, manifest.canary)
         return Live(model.with_false_alarm_rate(self._false_alarm_rate), manifest)
 
+    def roll_back(self, version: int, previous: int, reason: str) -> None:
+        """Have `previous` made the champion again, by the thread that watches, if the pointer still names the two so.
+
+        Whoever asks may be one of several scorers: the first does it, the others find it done. While the registry
+        cannot be written, it is tried again with every look.
+        """
+        self._rollback = version, previous, reason
+
+    def forget_previous(self, version: int) -> None:
+        """Let go of the replaced model, if it is this version."""
+        if self.previous is not None and self.previous.version == version:
+            self.previous = None
+
+    def drop_challenger(self) -> None:
+        """Do not score with the challenger any more; it goes on waiting in the registry."""
+        if self.challenger is not None:
+            self._refused_challenger = self.challenger.version
+        self.challenger = None
+
     def start(self) -> None:
         """Watch the pointer from a thread of its own."""
         self._thread = threading.Thread(target=self._watch, name="live-model", daemon=True)
@@ -156,6 +192,38 @@ class LiveModel:
                 log.exception("looking for a new model failed")
                 self.problem = f"looking for a new model failed: {type(error).__name__}: {error}"
             self._stop.wait(self._poll_every_s)
+
+    def _roll_back(self) -> None:
+        if self._rollback is None:
+            return
+        version, previous, reason = self._rollback
+        pointer = self._registry.pointer()
+        if (pointer.champion, pointer.previous) == (version, previous):
+            log.warning("rolling back: %s", reason)
+            try:
+                self._registry.rollback(reason=f"automatic rollback: {reason}")
+            except ModelRefused as error:
+                log.error("version %d cannot be rolled back: %s", version, error)
+                self._rollback = None
+                return
+            if self._on_rollback is not None:
+                self._on_rollback(version, reason)
+        self._rollback = None
+
+    def _look_at_challenger(self, version: int | None) -> None:
+        """Load the challenger, if it is another than before; one that cannot be is not tried again."""
+        if version == (self.challenger.version if self.challenger else None):
+            return
+        self.challenger = None
+        if version is None or version == self._refused_challenger:
+            return
+        try:
+            self.challenger = self.load(version)
+        except ModelRefused as error:
+            self._refused_challenger = version
+            log.warning("challenger %d refused (%s): %s", version, error.reason, error)
+        except RegistryError as error:
+            log.warning("challenger %d cannot be loaded yet: %s", version, error)
 
     def _refuse(self, version: int, error: ModelRefused) -> None:
         """Keep the old model, and do not try this one again."""

@@ -35,6 +35,7 @@ class Pace:
 
     def update(self, n_records: int, seconds: float) -> None:
         """Take note that `n_records`, at least one, were judged in so many seconds."""
-        affordable = int(n_records * _TARGET_S / seconds) if seconds > 0 else self._most
+        is_cheap = self._most * seconds <= n_records * _TARGET_S
+        affordable = self._most if is_cheap else int(n_records * _TARGET_S / seconds)
         at_most = self.n_records * (_GROWTH if n_records >= self.n_records else 1)
         self.n_records = max(1, min(affordable, at_most, self._most))

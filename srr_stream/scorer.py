@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,13 @@ from srr_stream.triggers import DriftTrigger
 log = logging.getLogger(__name__)
 
 
+class Observer(Protocol):
+    """Looks at what was judged, after it is published; never disturbs it."""
+
+    def observe(self, live: Live, features: Mapping[str, NDArray[Any]], flagged: NDArray[np.bool_]) -> None:
+        """Take a batch: field → ``(n, …)``, and ``(n,)`` whether each record was flagged by `live`."""
+
+
 class Scorer:
     """Give every record a verdict, in order, until told to stop.
 
@@ -41,6 +49,8 @@ class Scorer:
         How many fields a flagged record's reason names.
     drift
         Watches the verdicts; when it is due, `on_drift` is called with its reason. None: nobody watches.
+    observers
+        Shown every batch after it is published.
     why_no_model
         Asked, while there is no model, what is waited for.
     heat_map_url
@@ -61,6 +71,7 @@ class Scorer:
         n_reasons: int = 5,
         drift: DriftTrigger | None = None,
         on_drift: Callable[[str], None] | None = None,
+        observers: Sequence[Observer] = (),
         why_no_model: Callable[[], str] = lambda: "no model in the registry yet",
         heat_map_url: Callable[[RawRecord, int], str] | None = None,
         clock: Callable[[], float] = time.time,
@@ -76,6 +87,7 @@ class Scorer:
         self._n_reasons = n_reasons
         self._drift = drift
         self._on_drift = on_drift
+        self._observers = observers
         self._why_no_model = why_no_model
         self._heat_map_url = heat_map_url
         self._clock = clock
@@ -131,6 +143,8 @@ class Scorer:
             self._delivery.commit(positions_after(raw), self._wait)
         self._count(raw, verdicts, decoded.bad)
         self._watch_drift(verdicts)
+        for observer in self._observers:
+            observer.observe(live, decoded.batch.features, verdicts.flagged)
 
     def _still_here(self) -> None:
         """Tell the probes and the group that the loop is going round."""

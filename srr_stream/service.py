@@ -30,8 +30,9 @@ from srr_stream.errors import RegistryError
 from srr_stream.health import Health
 from srr_stream.live_model import Live
 from srr_stream.metrics import ScorerMetrics
-from srr_stream.scorer import Scorer
+from srr_stream.scorer import Observer, Scorer
 from srr_stream.settings import Settings
+from srr_stream.shadow import Shadow
 from srr_stream.trainer_process import TrainerProcess
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,13 @@ class Service:
             self.registry,
             on_swap=self._note_swap,
             on_refusal=lambda version, reason: self.metrics.model_swaps.labels(f"refused_{reason}").inc(),
+            on_rollback=lambda version, reason: self.metrics.rollbacks.labels("flagged_rate").inc(),
         )
+        # Not one a connection: what they have counted outlives an outage.
+        self._observers: list[Observer] = [Shadow(self.live_model, metrics=self.metrics)]
+        watch = assembly.make_swap_watch(settings, self.live_model, self.metrics)
+        if watch is not None:
+            self._observers.append(watch)
         self.trainer = TrainerProcess(settings) if has_trainer else None
         self._pace = assembly.make_pace(settings)
         self._transactional_id = assembly.transactional_id(settings)
@@ -158,6 +165,7 @@ class Service:
                 n_reasons=settings.output.n_reasons,
                 drift=assembly.make_drift_trigger(settings),
                 on_drift=self._ask_for_training,
+                observers=self._observers,
                 why_no_model=self._why_no_model,
                 heat_map_url=assembly.heat_map_url(settings),
             )

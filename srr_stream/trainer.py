@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version as library_version
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,10 +25,20 @@ from models.detector import Model
 from models.persistence import model_to_parts
 from models.training import Progress, Trained, TrainingConfig, train
 from srr_stream.errors import ModelRefused, NotEnoughRecords, RegistryError
-from srr_stream.gate import Columns, GateReport, judge
+from srr_stream.gate import Columns, GateBounds, GateReport, judge
 from srr_stream.health import Health
 from srr_stream.live_model import make_canary
 from srr_stream.metrics import TrainerMetrics
+from srr_stream.poisoning import (
+    N_NEWEST,
+    Comparison,
+    Profile,
+    Reference,
+    compare,
+    load_reference,
+    reference_checks,
+    to_manifest,
+)
 from srr_stream.registry import Manifest, Registry
 from srr_stream.triggers import ClockTrigger, CountTrigger
 
@@ -35,23 +46,10 @@ log = logging.getLogger(__name__)
 
 NEWEST_SHARE = 0.2
 """Share of the window, its newest part, that the gate judges by."""
+TOLD = {"promoted": "is promoted", "waiting": "waits for a person", "rejected": "was rejected"}
+"""Decision of the gate → in words."""
 _MAX_REST_S = 600.0
 _RECONNECT_S = 1.0
-
-
-class GateBounds(Protocol):
-    """What the gate allows: see :class:`srr_stream.settings.GateSettings`."""
-
-    @property
-    def mode(self) -> str: ...  # noqa: D102
-    @property
-    def max_excluded_ratio(self) -> float: ...  # noqa: D102
-    @property
-    def max_flagged_ratio(self) -> float: ...  # noqa: D102
-    @property
-    def max_flagged_factor(self) -> float: ...  # noqa: D102
-    @property
-    def min_synthetic_auc_margin(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,18 @@ class Plan:
 
     reason: str
     config: TrainingConfig
+    succeeds: int | None = None
+    """The stand-in whose successor is trained, which is done once only."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate says, and what the next trainings must know of it."""
+
+    report: GateReport
+    profile: Profile
+    comparison: Comparison | None
+    """None if there was no reference."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,14 @@ class Outcome:
     """What became of a training."""
 
     manifest: Manifest
-    promoted: bool
+    decision: Literal["promoted", "waiting", "rejected"]
+    """waiting: for a person, who promotes it."""
     report: GateReport
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the new version is the champion."""
+        return self.decision == "promoted"
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,12 @@ class Trainer:
     config
         How the configured model is trained. The first model of an empty registry is in closed form, on the fields
         themselves, and ready in seconds; the configured one follows at once.
+    gate
+        What a new model must show.
+    mode
+        Of the gate. ``automatic``: who passes is promoted; ``manual``: proposed; ``off``: whoever it is, promoted.
+    reference_version
+        The version that slow poisoning is looked for against; None: the one that was pinned last.
     every, count
         The clock and the count of new records, either may be None. Requests come through the registry.
     min_size
@@ -118,6 +140,8 @@ class Trainer:
         health: Health,
         min_size: int,
         min_interval_s: float,
+        mode: Literal["automatic", "manual", "off"] = "automatic",
+        reference_version: int | None = None,
         every: ClockTrigger | None = None,
         count: CountTrigger | None = None,
         seed: int = 0,
@@ -130,6 +154,8 @@ class Trainer:
         self._schema = schema
         self._config = config
         self._gate = gate
+        self._mode = mode
+        self._reference_version = reference_version
         self._metrics = metrics
         self._health = health
         self._min_size = min_size
@@ -145,8 +171,9 @@ class Trainer:
         self._n_outages = 0
         self._not_before = -np.inf
         self._last_training = -np.inf
-        self._improved_from: int | None = None
-        self._manifests: dict[int, Manifest] = {}
+        self._succeeded: int | None = None
+        self._last_decision = (0, "")
+        self._manifest = lru_cache(maxsize=4)(registry.manifest)
 
     def turn(self) -> Outcome | None:
         """Train if one is due and say what became of it; None if none was due or it failed.
@@ -184,25 +211,37 @@ class Trainer:
     # --- is one due? ------------------------------------------------------------------------------------------------
 
     def _due(self) -> Plan | None:
-        champion = self._champion()
+        pointer = self._registry.pointer()
+        champion = self._fitting(pointer.champion)
+        waiting = self._fitting(pointer.challenger)
         n_records = self._reader.available()
         if self._count is not None:
             self._count.update(self._reader.end())
         configured = self._config.representation
         self._tell("waiting", n_records=min(n_records, self._min_size), n_wanted=self._min_size)
+        if champion is None and waiting is not None and self._mode == "manual":
+            text = f"version {waiting.version} is the first: srr-stream models promote {waiting.version} puts it to use"
+            self._health.not_ready(text)
+            self._tell("waiting", text)
+            return self._when_asked(self._config.closed_form())
         if champion is None:
             if n_records < self._min_size:
-                waiting = f"waiting for records: {n_records:,} of {self._min_size:,} (window.min_size) are in the log"
-                self._health.not_ready(waiting)
-                self._tell("waiting", waiting)
+                text = f"waiting for records: {n_records:,} of {self._min_size:,} (window.min_size) are in the log"
+                self._health.not_ready(text)
+                self._tell("waiting", text)
                 return None
             return Plan("cold start", self._config.closed_form())
-        self._health.ready(f"version {champion.version} is in use; waiting until a training is due")
-        if champion.model["representation"] != configured and champion.version != self._improved_from:
-            self._improved_from = champion.version
-            return Plan(f"first model with the configured representation, {configured}", self._config)
+        version, told = self._last_decision
+        newer = f", {told}" if version > champion.version else ""
+        self._health.ready(f"version {champion.version} is in use{newer}; waiting until a training is due")
+        if champion.model["representation"] != configured and champion.version != self._succeeded:
+            reason = f"first model with the configured representation, {configured}"
+            return Plan(reason, self._config, succeeds=champion.version)
+        return self._when_asked(self._config)
+
+    def _when_asked(self, config: TrainingConfig) -> Plan | None:
         reason = self._asked_for() or self._triggered()
-        return Plan(reason, self._config) if reason is not None else None
+        return Plan(reason, config) if reason is not None else None
 
     def _asked_for(self) -> str | None:
         if self._clock() - self._last_training < self._min_interval_s:
@@ -215,24 +254,21 @@ class Trainer:
                 return trigger.reason
         return None
 
-    def _champion(self) -> Manifest | None:
-        """Return the manifest of the model in use, None if there is none that fits the records."""
-        version = self._registry.pointer().champion
+    def _fitting(self, version: int | None) -> Manifest | None:
+        """Return the manifest of a version in use, None if there is none that fits the records."""
         if version is None:
             return None
-        if version not in self._manifests:
-            try:
-                self._manifests = {version: self._registry.manifest(version)}
-            except ModelRefused as error:
-                log.warning("%s; training anew", error)
-                return None
-        manifest = self._manifests[version]
+        try:
+            manifest = self._manifest(version)
+        except ModelRefused as error:
+            log.warning("%s; training anew", error)
+            return None
         return manifest if manifest.schema_digest == self._schema.digest else None
 
     # --- one training -----------------------------------------------------------------------------------------------
 
     def train(self, plan: Plan) -> Outcome:
-        """Read the window, train, judge against the champion, publish, and promote if the gate lets it.
+        """Read the window, train, judge, publish, and promote or propose if the gate lets it.
 
         Raises
         ------
@@ -246,7 +282,9 @@ class Trainer:
             self._tell("reading", plan.reason)
             window = self._reader.read()
         self._check_size(window)
-        champion = self._champion_model()
+        in_use = self._fitting(self._registry.pointer().champion)
+        champion = self._load(in_use)
+        reference = self._reference(in_use, plan)
         seed = self._seed + max(self._registry.versions(), default=0) + 1
         columns = window.batch.features
         with self._timed("train"):
@@ -261,14 +299,14 @@ class Trainer:
             )
         with self._timed("judge"):
             self._tell("judging")
-            report = self._judge(trained, champion, _newest(columns, len(window.batch)), seed)
+            judgement = self._judge(trained, champion, reference, columns, seed)
         with self._timed("publish"):
             self._tell("publishing")
-            outcome = self._publish(plan, window, trained, report, seed)
-        self._note(outcome, trained)
-        if champion is None and not outcome.promoted:
+            outcome = self._publish(plan, window, trained, judgement, seed)
+        self._note(plan, outcome, trained, judgement)
+        if champion is None and outcome.decision == "rejected":
             # Still nothing to score with: try again, but not at once on the same records.
-            self._rest(f"the first model was rejected by the gate: {report.reason}", self._min_interval_s)
+            self._rest(f"the first model was rejected by the gate: {outcome.report.reason}", self._min_interval_s)
         return outcome
 
     def _check_size(self, window: Window) -> None:
@@ -282,8 +320,7 @@ class Trainer:
             f"window.min_size is {self._min_size:,}{why}"
         )
 
-    def _champion_model(self) -> Model | None:
-        manifest = self._champion()
+    def _load(self, manifest: Manifest | None) -> Model | None:
         if manifest is None:
             return None
         try:
@@ -292,20 +329,37 @@ class Trainer:
             log.warning("%s; training without it", error)
             return None
 
-    def _judge(self, trained: Trained, champion: Model | None, newest: Columns, seed: int) -> GateReport:
-        return judge(
+    def _reference(self, champion: Manifest | None, plan: Plan) -> Reference | None:
+        """Return what slow poisoning is looked for against. A stand-in is no reference: it sees too little."""
+        if self._gate.max_forgotten_ratio is None or champion is None:
+            return None
+        if champion.model["representation"] != plan.config.representation:
+            return None
+        return load_reference(self._registry, champion, self._reference_version)
+
+    def _judge(
+        self, trained: Trained, champion: Model | None, reference: Reference | None, columns: Columns, seed: int
+    ) -> Judgement:
+        n_rows = len(trained.kept)
+        report = judge(
             trained.model,
             champion,
-            newest,
+            _newest(columns, n_rows, round(NEWEST_SHARE * n_rows)),
+            self._gate,
             excluded_ratio=trained.report.excluded_ratio,
-            max_excluded_ratio=self._gate.max_excluded_ratio,
-            max_flagged_ratio=self._gate.max_flagged_ratio,
-            max_flagged_factor=self._gate.max_flagged_factor,
-            min_synthetic_auc_margin=self._gate.min_synthetic_auc_margin,
             seed=seed,
         )
+        newest = _newest(columns, n_rows, N_NEWEST)
+        mine = trained.model.score(newest)
+        profile = Profile.of(mine)
+        if reference is None or self._gate.max_forgotten_ratio is None:
+            return Judgement(report, profile, None)
+        theirs = reference.model.score(newest)
+        comparison = compare(reference, theirs, mine, trained.kept[-len(mine.score) :], trained.report)
+        checks = reference_checks(comparison, self._gate.max_forgotten_ratio)
+        return Judgement(GateReport(report.checks + checks), profile, comparison)
 
-    def _publish(self, plan: Plan, window: Window, trained: Trained, report: GateReport, seed: int) -> Outcome:
+    def _publish(self, plan: Plan, window: Window, trained: Trained, judgement: Judgement, seed: int) -> Outcome:
         description, weights = model_to_parts(trained.model)
         manifest = self._registry.publish(
             Manifest(
@@ -320,29 +374,49 @@ class Trainer:
                     "n_bad": window.n_bad,
                 },
                 training={"seed": seed, **trained.report.to_dict()},
-                gate={"mode": self._gate.mode, **report.to_dict()},
+                gate={
+                    "mode": self._mode,
+                    **judgement.report.to_dict(),
+                    **to_manifest(judgement.profile, judgement.comparison, self._gate.max_forgotten_ratio),
+                },
                 model=description,
                 canary=make_canary(trained.model),
                 libraries={name: library_version(name) for name in ("numpy", "torch", "safetensors")},
             ),
             weights,
         )
-        promoted = report.passed or self._gate.mode == "off"
-        if promoted:
-            self._registry.promote(manifest.version)
+        decision = self._decide(manifest, judgement.report)
         self._registry.prune()
-        return Outcome(manifest, promoted, report)
+        return Outcome(manifest, decision, judgement.report)
 
-    def _note(self, outcome: Outcome, trained: Trained) -> None:
-        metrics, report = self._metrics, trained.report
-        decision = "promoted" if outcome.promoted else "rejected"
-        log.info("version %d %s: %s", outcome.manifest.version, decision, outcome.report.reason)
-        metrics.runs.labels("published" if outcome.promoted else "rejected").inc()
-        metrics.gate_decisions.labels(decision).inc()
+    def _decide(self, manifest: Manifest, report: GateReport) -> Literal["promoted", "waiting", "rejected"]:
+        if not report.passed and self._mode != "off":
+            return "rejected"
+        if self._mode == "manual":
+            self._registry.propose(manifest.version)
+            return "waiting"
+        pointer = self._registry.promote(manifest.version, reason=f"gate.mode {self._mode}: {report.reason}")
+        if pointer.challenger is not None:  # of the time when the mode was manual: nobody waits for it any more
+            self._registry.withdraw()
+        return "promoted"
+
+    def _note(self, plan: Plan, outcome: Outcome, trained: Trained, judgement: Judgement) -> None:
+        metrics, report, version = self._metrics, trained.report, outcome.manifest.version
+        told = f"version {version} {TOLD[outcome.decision]}: {outcome.report.reason}"
+        log.log(logging.WARNING if outcome.decision == "rejected" else logging.INFO, "%s", told)
+        self._last_decision = (version, told)
+        metrics.runs.labels("rejected" if outcome.decision == "rejected" else "published").inc()
+        metrics.gate_decisions.labels(outcome.decision).inc()
+        metrics.gate_check.clear()
+        for check in outcome.report.checks:
+            metrics.gate_check.labels(check.name).set(check.value)
+        if judgement.comparison is not None:
+            metrics.forgotten.set(judgement.comparison.forgotten_ratio)
         metrics.last_success.set_to_current_time()
         metrics.excluded.set(report.excluded_ratio)
         metrics.contamination.set(report.contamination_ratio)
         metrics.agreement.set(report.agreement)
+        self._succeeded = plan.succeeds if plan.succeeds is not None else self._succeeded
         self._n_failures = 0
         self._last_training = self._clock()
         for trigger in (self._every, self._count):
@@ -384,7 +458,7 @@ class Trainer:
             yield
 
 
-def _newest(columns: Columns, n_rows: int) -> Mapping[str, Any]:
-    """Return the newest part of a window, whose rows are in the order of time."""
-    start = n_rows - max(1, round(NEWEST_SHARE * n_rows))
+def _newest(columns: Columns, n_rows: int, n_newest: int) -> Mapping[str, Any]:
+    """Return the newest part of a window, at least a row of it; the rows are in the order of time."""
+    start = max(0, n_rows - max(1, n_newest))
     return {name: column[start:] for name, column in columns.items()}

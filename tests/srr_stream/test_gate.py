@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from models.detector import Scores
 from models.training import TrainingConfig, train
-from srr_stream.gate import GateReport, judge, swap_fields
+from srr_stream.gate import CHECKS, Check, GateBounds, GateReport, judge, swap_fields
 from srr_stream.gate import _auc as auc
 from srr_stream.gate import _rank_correlation as rank_correlation
 
@@ -25,6 +25,13 @@ Columns = Mapping[str, NDArray[Any]]
 Rule = Callable[[Columns], NDArray[np.float64]]
 
 N = 2000
+BOUNDS = GateBounds(
+    max_excluded_ratio=0.4,
+    max_flagged_ratio=0.3,
+    max_flagged_factor=10.0,
+    min_synthetic_auc_margin=-0.05,
+    max_forgotten_ratio=0.02,
+)
 
 
 def off_the_line(columns: Columns) -> NDArray[np.float64]:
@@ -65,15 +72,10 @@ def newest() -> dict[str, NDArray[Any]]:
 
 
 def ask(challenger: Any, champion: Any, newest: Columns, **changes: Any) -> GateReport:
-    bounds: dict[str, Any] = {
-        "excluded_ratio": 0.05,
-        "max_excluded_ratio": 0.4,
-        "max_flagged_ratio": 0.3,
-        "max_flagged_factor": 10.0,
-        "min_synthetic_auc_margin": -0.05,
-        "seed": 0,
+    given = {"excluded_ratio": 0.05, "seed": 0} | {
+        key: changes.pop(key) for key in ("excluded_ratio", "seed") if key in changes
     }
-    return judge(challenger, champion, newest, **bounds | changes)
+    return judge(challenger, champion, newest, replace(BOUNDS, **changes), **given)
 
 
 def failed(report: GateReport) -> list[str]:
@@ -201,6 +203,12 @@ def test_a_report_is_json_whatever_was_scored(newest: Columns, broken: bool) -> 
     told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert told["passed"] is not broken
     assert {check["name"] for check in told["checks"]} >= {"non_finite_scores", "synthetic_auc"}
+    assert {check["name"] for check in told["checks"]} <= set(CHECKS)
+
+
+def test_what_a_failed_check_looks_like_is_told_with_it() -> None:
+    good, bad = Check("a", 0.5, "≤ 1", True, "never told"), Check("b", 2.0, "≤ 1", False, "it looks odd")
+    assert GateReport((good, bad)).reason == "b is 2, allowed: ≤ 1 (it looks odd)"
 
 
 def test_one_record_is_enough_to_judge_by(newest: Columns) -> None:
@@ -299,17 +307,8 @@ def test_the_gate_judges_models_of_pictures() -> None:
     pictures = rng.integers(0, 40, size=(400, 16, 16, 1), dtype=np.uint8)
     pictures[:, :8] += 200  # bright above, dark below: a patch from elsewhere shows
     model = train({"photo": pictures}, TrainingConfig(representation="pixels", classifier="gde"), seed=0).model
-    report = judge(
-        model,
-        model,
-        {"photo": pictures},
-        excluded_ratio=0.1,
-        max_excluded_ratio=0.5,
-        max_flagged_ratio=0.3,
-        max_flagged_factor=10.0,
-        min_synthetic_auc_margin=-0.1,
-        seed=0,
-    )
+    bounds = replace(BOUNDS, min_synthetic_auc_margin=-0.1)
+    report = judge(model, model, {"photo": pictures}, bounds, excluded_ratio=0.1, seed=0)
     assert report.passed
     assert next(check.value for check in report.checks if check.name == "synthetic_auc") > 0.7
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 from models.detector import Model
 from models.persistence import model_from_parts, model_to_parts
 from models.training import TrainingConfig, train
-from srr_stream.errors import ModelRefused
+from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.live_model import Live, LiveModel, check_canary, make_canary
 from srr_stream.registry import Manifest, Registry
 
@@ -43,6 +43,7 @@ class Bench:
         self.model = model
         self.swaps: list[Live] = []
         self.refusals: list[tuple[int, str]] = []
+        self.rollbacks: list[tuple[int, str]] = []
         self.has_swapped = threading.Semaphore(0)
         self.live_model = LiveModel(
             self.registry,
@@ -51,14 +52,26 @@ class Bench:
             poll_every_s=0.01,
             on_swap=self._note,
             on_refusal=lambda version, reason: self.refusals.append((version, reason)),
+            on_rollback=lambda version, reason: self.rollbacks.append((version, reason)),
         )
 
     def _note(self, live: Live) -> None:
         self.swaps.append(live)
         self.has_swapped.release()
 
+    def propose(self, **changes: Any) -> int:
+        """Publish the model as the challenger, and return its version."""
+        version = self._publish(changes)
+        self.registry.propose(version)
+        return version
+
     def publish(self, **changes: Any) -> int:
         """Publish the model, promote it, and return its version."""
+        version = self._publish(changes)
+        self.registry.promote(version)
+        return version
+
+    def _publish(self, changes: dict[str, Any]) -> int:
         description, weights = model_to_parts(self.model)
         made = Manifest(
             version=0,
@@ -72,9 +85,7 @@ class Bench:
             model=description,
             canary=make_canary(self.model),
         )
-        version = self.registry.publish(replace(made, **changes), weights).version
-        self.registry.promote(version)
-        return version
+        return self.registry.publish(replace(made, **changes), weights).version
 
     @property
     def live_version(self) -> int | None:
@@ -368,3 +379,144 @@ def test_the_watcher_survives_what_nobody_foresaw_and_says_it(bench: Bench) -> N
         bench.live_model.stop()
     assert bench.live_model.current is not None
     assert bench.live_model.current.version == 2
+
+
+# Challenger and rollback
+
+
+def test_a_waiting_challenger_is_loaded_and_checked_beside_the_live_model(bench: Bench) -> None:
+    bench.publish()
+    waiting = bench.propose()
+    assert bench.live_model.refresh()
+    assert bench.live_model.challenger is not None
+    assert bench.live_model.challenger.version == waiting
+    assert bench.live_model.current is not None
+    assert bench.live_model.current.version == 1
+
+
+def test_a_challenger_that_is_promoted_or_withdrawn_is_one_no_more(bench: Bench) -> None:
+    bench.publish()
+    bench.propose()
+    bench.live_model.refresh()
+    bench.registry.promote(2)
+    bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+    bench.propose()
+    bench.live_model.refresh()
+    bench.registry.withdraw()
+    bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+
+
+def test_a_challenger_that_is_refused_is_told_once_and_the_live_model_is_none_the_worse(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish()
+    bench.propose(schema_digest="another")
+    for _ in range(3):
+        bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+    assert bench.live_model.problem is None
+    assert caplog.text.count("challenger 2 refused (schema)") == 1
+
+
+def test_a_challenger_that_cannot_be_read_now_is_loaded_when_it_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.propose()
+
+    def lost(version: int) -> Any:
+        raise RegistryError("the store is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.registry, "load", lost)
+        assert not bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+    assert bench.live_model.problem is None
+    bench.live_model.refresh()
+    assert bench.live_model.challenger is not None
+
+
+def test_a_dropped_challenger_is_not_loaded_again(bench: Bench) -> None:
+    bench.publish()
+    bench.propose()
+    bench.live_model.refresh()
+    bench.live_model.drop_challenger()
+    bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+    assert bench.registry.pointer().challenger == 2
+
+
+def test_what_was_replaced_is_kept_until_nobody_needs_it(bench: Bench) -> None:
+    for _ in range(2):
+        bench.publish()
+        bench.live_model.refresh()
+    assert bench.live_model.previous is not None
+    bench.live_model.forget_previous(7)
+    assert bench.live_model.previous is not None
+    bench.live_model.forget_previous(1)
+    assert bench.live_model.previous is None
+
+
+@pytest.fixture
+def swapped(bench: Bench) -> Bench:
+    for _ in range(2):
+        bench.publish()
+        bench.live_model.refresh()
+    return bench
+
+
+def test_a_rollback_that_is_asked_for_is_done_at_the_next_look_with_its_reason(swapped: Bench) -> None:
+    swapped.live_model.roll_back(2, 1, "version 2 flags too much")
+    assert swapped.live_model.refresh()
+    assert swapped.live_model.current is not None
+    assert swapped.live_model.current.version == 1
+    pointer = swapped.registry.pointer()
+    assert (pointer.champion, pointer.previous) == (1, 2)
+    assert pointer.reason == "automatic rollback: version 2 flags too much"
+    assert swapped.rollbacks == [(2, "version 2 flags too much")]
+
+
+def test_of_several_scorers_that_ask_for_the_same_rollback_one_does_it(swapped: Bench, model: Model) -> None:
+    other = Bench(swapped.folder, model)
+    other.live_model.refresh()
+    for each in (swapped, other):
+        each.live_model.roll_back(2, 1, "version 2 flags too much")
+    for each in (swapped, other, swapped, other):
+        each.live_model.refresh()
+    assert swapped.registry.pointer().champion == 1
+    assert len(swapped.rollbacks) + len(other.rollbacks) == 1
+
+
+def test_a_rollback_is_not_done_any_more_when_the_pointer_has_moved_on(swapped: Bench) -> None:
+    swapped.live_model.roll_back(2, 1, "version 2 flags too much")
+    swapped.publish()
+    swapped.live_model.refresh()
+    assert swapped.registry.pointer().champion == 3
+    assert swapped.rollbacks == []
+
+
+def test_a_rollback_that_the_registry_cannot_write_is_tried_again(
+    swapped: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*, reason: str = "") -> Any:
+        raise RegistryError("no space")
+
+    swapped.live_model.roll_back(2, 1, "version 2 flags too much")
+    with monkeypatch.context() as patched:
+        patched.setattr(swapped.registry, "rollback", full)
+        assert not swapped.live_model.refresh()
+    assert swapped.live_model.problem == "no space"
+    assert swapped.live_model.refresh()
+    assert swapped.registry.pointer().champion == 1
+
+
+def test_a_rollback_to_a_version_that_is_torn_is_given_up(swapped: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    (swapped.folder / "versions" / "1" / "model.safetensors").write_bytes(b"torn")
+    swapped.live_model.roll_back(2, 1, "version 2 flags too much")
+    for _ in range(2):
+        swapped.live_model.refresh()
+    assert swapped.registry.pointer().champion == 2
+    assert caplog.text.count("version 2 cannot be rolled back") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from consumers.records import Field, FieldKind, RecordSchema
 from consumers.windows import WindowReader
 from models.training import TrainingConfig
 from srr_stream.errors import NotEnoughRecords
+from srr_stream.gate import CHECKS, GateBounds
 from srr_stream.health import Health
 from srr_stream.metrics import TrainerMetrics
 from srr_stream.registry import Registry
-from srr_stream.settings import GateSettings
 from srr_stream.trainer import Plan, Status, Trainer
 from srr_stream.triggers import ClockTrigger, CountTrigger
 
@@ -32,6 +33,13 @@ SCHEMA = RecordSchema(
     )
 )
 GOAD = {"n_transforms": 8, "n_steps": 30}
+BOUNDS = GateBounds(
+    max_excluded_ratio=0.5,
+    max_flagged_ratio=0.3,
+    max_flagged_factor=10.0,
+    min_synthetic_auc_margin=-0.1,
+    max_forgotten_ratio=0.02,
+)
 
 
 class Bench:
@@ -55,7 +63,9 @@ class Bench:
             TrainingConfig(
                 representation=representation, representation_options=GOAD if representation == "goad" else {}
             ),
-            gate=options.pop("gate", GateSettings()),
+            gate=replace(BOUNDS, **options.pop("gate", {})),
+            mode=options.pop("mode", "automatic"),
+            reference_version=options.pop("reference_version", None),
             metrics=TrainerMetrics(self.metrics_registry),
             health=self.health,
             min_size=options.pop("min_size", 200),
@@ -72,6 +82,12 @@ class Bench:
 
     def runs(self, outcome: str) -> float:
         return self.metrics_registry.get_sample_value("srr_training_runs_total", {"outcome": outcome}) or 0.0
+
+    def decisions(self, decision: str) -> float:
+        return self.metrics_registry.get_sample_value("srr_gate_decisions_total", {"decision": decision}) or 0.0
+
+    def check(self, name: str) -> float | None:
+        return self.metrics_registry.get_sample_value("srr_gate_check", {"check": name})
 
 
 @pytest.fixture
@@ -96,7 +112,7 @@ def test_a_window_below_min_size_is_waited_for(bench: Bench, make_values: Callab
 def test_the_first_model_is_identity_and_the_configured_one_follows_at_once(
     tmp_path: Path, make_values: Callable[..., list[bytes]]
 ) -> None:
-    bench = Bench(tmp_path, representation="goad", gate=GateSettings(mode="off"))
+    bench = Bench(tmp_path, representation="goad", mode="off")
     bench.append(make_values(400))
     first, second = bench.trainer.turn(), bench.trainer.turn()
     assert first is not None
@@ -214,7 +230,7 @@ def test_rests_grow_with_each_failure_in_a_row(bench: Bench) -> None:
 def test_a_rejected_model_is_kept_with_its_report_and_the_champion_stays(
     tmp_path: Path, make_values: Callable[..., list[bytes]]
 ) -> None:
-    bench = Bench(tmp_path, every_s=10, gate=GateSettings(max_flagged_ratio=0.0001))
+    bench = Bench(tmp_path, every_s=10, gate={"max_flagged_ratio": 0.0001})
     bench.append(make_values(600, contamination=0.1))
     outcome = bench.trainer.turn()
     assert outcome is not None
@@ -230,7 +246,7 @@ def test_a_rejected_model_is_kept_with_its_report_and_the_champion_stays(
 
 
 def test_the_gate_can_be_switched_off(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
-    bench = Bench(tmp_path, gate=GateSettings(mode="off", max_flagged_ratio=0.0001))
+    bench = Bench(tmp_path, mode="off", gate={"max_flagged_ratio": 0.0001})
     bench.append(make_values(600, contamination=0.1))
     outcome = bench.trainer.turn()
     assert outcome is not None
@@ -262,7 +278,7 @@ def test_a_lost_log_is_a_readable_reason_and_no_failed_training(bench: Bench) ->
         bench.registry,
         SCHEMA,
         TrainingConfig(representation="identity"),
-        gate=GateSettings(),
+        gate=BOUNDS,
         metrics=TrainerMetrics(CollectorRegistry()),
         health=bench.health,
         min_size=200,
@@ -287,3 +303,162 @@ def test_being_told_to_stop_ends_a_training_at_its_next_word(
     with pytest.raises(InterruptedError):
         bench.trainer.turn()
     assert bench.registry.versions() == ()
+
+
+# A person promotes
+
+
+def test_in_manual_mode_what_passes_waits_and_a_newer_one_takes_its_place(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10, mode="manual")
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.registry.promote(1)
+    for version in (2, 3):
+        bench.now += 10
+        outcome = bench.trainer.turn()
+        assert outcome is not None
+        assert (outcome.decision, outcome.promoted) == ("waiting", False)
+        pointer = bench.registry.pointer()
+        assert (pointer.champion, pointer.challenger) == (1, version)
+    assert bench.decisions("waiting") == 3
+    assert bench.runs("published") == 3
+    bench.trainer.turn()
+    assert "version 1 is in use, version 3 waits for a person" in bench.health.reason
+    bench.registry.promote(3)
+    bench.trainer.turn()
+    assert bench.health.reason == "version 3 is in use; waiting until a training is due"
+
+
+def test_in_manual_mode_a_rejected_model_does_not_take_the_place_of_one_that_waits(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10, mode="manual")
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.trainer._gate = replace(BOUNDS, max_excluded_ratio=1e-9)
+    bench.now = 10
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.decision == "rejected"
+    assert bench.registry.pointer().challenger == 1
+
+
+def test_in_manual_mode_the_first_model_waits_too_and_is_not_trained_again_and_again(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=100, mode="manual")
+    bench.append(make_values(400))
+    first = bench.trainer.turn()
+    assert first is not None
+    assert first.decision == "waiting"
+    assert bench.trainer.turn() is None
+    assert not bench.health.is_ready
+    assert "srr-stream models promote 1" in bench.health.reason
+    bench.now = 100
+    assert bench.trainer.turn() is not None, "a trigger is heeded meanwhile"
+    assert bench.registry.pointer().challenger == 2
+
+
+def test_in_manual_mode_the_successor_of_a_stand_in_is_trained_once_and_then_waits(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, representation="goad", mode="manual", gate={"min_synthetic_auc_margin": -1.0})
+    bench.append(make_values(400))
+    bench.trainer.turn()
+    bench.registry.promote(1)
+    successor = bench.trainer.turn()
+    assert successor is not None
+    assert successor.decision == "waiting"
+    assert bench.trainer.turn() is None
+
+
+def test_what_waited_is_withdrawn_once_models_are_promoted_by_themselves_again(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10, mode="manual")
+    bench.append(make_values(400))
+    bench.trainer.turn()
+    bench.trainer._mode = "automatic"
+    bench.now = 10
+    bench.trainer.turn()
+    pointer = bench.registry.pointer()
+    assert (pointer.champion, pointer.challenger) == (2, None)
+
+
+# What the gate saw
+
+
+def test_the_last_report_of_the_gate_is_in_the_metrics(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
+    bench = Bench(tmp_path, every_s=10)
+    bench.append(make_values(400))
+    bench.trainer.turn()
+    assert bench.check("flagged_factor") is None, "there was no champion to compare with"
+    bench.now = 10
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert {name: bench.check(name) for name in CHECKS} == {c.name: c.value for c in outcome.report.checks}
+
+
+def test_a_stand_in_is_no_reference_and_its_successor_becomes_one(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10, representation="goad", gate={"min_synthetic_auc_margin": -1.0})
+    bench.append(make_values(400))
+    for _ in range(2):
+        bench.trainer.turn()
+    bench.now = 10
+    bench.trainer.turn()
+    first, second, third = (bench.registry.manifest(version).gate["reference"] for version in (1, 2, 3))
+    assert (first, second) == (None, None)
+    assert third["version"] == 2
+
+
+def test_a_reference_that_a_person_pinned_and_that_is_not_there_fails_the_training_with_its_setting(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10, reference_version=77)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.now = 10
+    assert bench.trainer.turn() is None
+    assert "gate.reference_version: is 77" in bench.health.reason
+    assert bench.runs("failed") == 1
+
+
+def test_the_configured_representations_first_training_is_tried_again_when_it_fails(
+    tmp_path: Path, make_values: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, representation="goad", gate={"min_synthetic_auc_margin": -1.0})
+    bench.append(make_values(400))
+    bench.trainer.turn()
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("srr_stream.trainer.train", fail)
+        assert bench.trainer.turn() is None
+    assert bench.trainer.turn() is None, "not before a rest"
+    bench.now = 60
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.manifest.model["representation"] == "goad"
+
+
+def test_after_a_rollback_the_next_model_is_judged_against_the_restored_champion(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10)
+    bench.append(make_values(400))
+    for now in (0, 10):
+        bench.now = now
+        assert bench.trainer.turn() is not None
+    bench.registry.rollback(reason="by itself")
+    bench.now = 20
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.promoted
+    pointer = bench.registry.pointer()
+    assert (pointer.champion, pointer.previous) == (3, 1)

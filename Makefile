@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-gpu lint format constraints clean
+.PHONY: help demo test test-slow test-gpu chaos chaos-short soak lint format constraints clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,13 +13,22 @@ demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEM
 	$(BIN)/srr-stream demo $(DEMO)
 
 test: $(INSTALLED)  ## The whole default suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
 
 test-slow: $(INSTALLED)  ## What takes minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(INSTALLED)  ## What needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+chaos: $(INSTALLED)  ## Kill, freeze, cut and fill up the real thing: all scenarios in both modes (CHAOS="kills --seed 1" for options)
+	$(BIN)/python -m chaos $(CHAOS)
+
+chaos-short: $(INSTALLED)  ## A selection of it, in two minutes
+	$(BIN)/python -m pytest -m chaos
+
+soak: $(INSTALLED)  ## Thirty minutes near capacity with a random fault every 20 to 60 s
+	$(BIN)/python -m chaos soak $(CHAOS)
 
 lint: $(INSTALLED)  ## Style, types, directions of imports, Dockerfile, Prometheus rules
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import itertools
 import random
 import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +19,7 @@ import numpy as np
 import orjson
 
 from chaos.node import KafkaNode
-from chaos.processes import Death, Process, start_scorer, start_service
+from chaos.processes import Death, Process, start_scorer, start_service, start_trainer
 from models.detector import Model
 from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
@@ -157,6 +159,7 @@ class Bench:
             "delivery": {"mode": mode},
             "window": {"min_size": 300, "max_size": 2000},
             "training": {"representation": "identity", "every": None, "on_drift": False, "check_every": "100ms"},
+            "gate": {"mode": "off"},
             "registry": {"url": str(folder / f"{self.topic}-registry"), "poll_every": "100ms"},
             "http": {"host": "127.0.0.1", "scorer_port": 0, "trainer_port": 0},
         }
@@ -207,9 +210,15 @@ class Bench:
         self._stack.callback(feeder.stop)
         return feeder
 
-    def start(self, settings: Settings | None = None, *, death: Death | None = None) -> Process:
+    def start(
+        self, settings: Settings | None = None, *, death: Death | None = None, trace: Path | None = None
+    ) -> Process:
         """Start a scorer."""
-        return self._note(start_scorer(settings or self.settings, self._log_path(), death=death))
+        return self._note(start_scorer(settings or self.settings, self._log_path(), death=death, trace=trace))
+
+    def train(self, settings: Settings | None = None, *, death: Death | None = None) -> Process:
+        """Start a trainer."""
+        return self._note(start_trainer(settings or self.settings, self._log_path(), death=death))
 
     def serve(self, settings: Settings | None = None) -> Process:
         """Start a scorer with a trainer beside it."""
@@ -325,7 +334,7 @@ class Look:
         goal = sum(self.committed()) + n
         return wait_until(lambda: sum(self.committed()) >= goal, what=f"progress by {n} records", timeout_s=timeout_s)
 
-    def wait_for_no_lag(self, *, timeout_s: float = 120.0) -> float:
+    def wait_for_no_lag(self, *, timeout_s: float = 300.0) -> float:
         """Return when everything that is there is committed."""
         return wait_until(lambda: self.lag() == 0, what="an end of the lag", timeout_s=timeout_s)
 
@@ -369,3 +378,21 @@ def produce(servers: str, topic: str, values: Sequence[bytes], *, n_partitions: 
         producer.flush(60)
     finally:
         producer.close(5)
+
+
+def ask(port: int, path: str) -> str:
+    """Return what an endpoint of a role answers, empty if it does not."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+    except OSError:
+        return ""
+
+
+def figure(port: int, name: str) -> float:
+    """Return the sum of a metric over its labels, 0 if there is none."""
+    lines = [line for line in ask(port, "/metrics").splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

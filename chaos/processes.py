@@ -133,9 +133,55 @@ def _leave_with_parent(pipe: Any) -> None:
     os._exit(1)
 
 
-def start_scorer(settings: Settings, log_path: Path, *, death: Death | None = None) -> Process:
-    """Start a scorer without a trainer."""
-    return Process(score, (settings, death), log_path)
+def start_scorer(
+    settings: Settings, log_path: Path, *, death: Death | None = None, trace: Path | None = None
+) -> Process:
+    """Start a scorer without a trainer; it writes into the file `trace` when it did each batch, by which version."""
+    return Process(score, (settings, death, trace), log_path)
+
+
+TRAINER_POINTS = (
+    "reading",
+    "training",
+    "judging",
+    "publishing",
+    "within publish",
+    "between publish and promote",
+    "after promote",
+)
+
+
+def start_trainer(settings: Settings, log_path: Path, *, death: Death | None = None) -> Process:
+    """Start a trainer without a scorer."""
+    return Process(train, (settings, death), log_path)
+
+
+def train(settings: Settings, death: Death | None, should_stop: Callable[[], bool]) -> None:
+    """Be a trainer; die as planned."""
+    from srr_stream.registry import Registry
+    from srr_stream.trainer import Status
+    from srr_stream.trainer_process import run_trainer
+
+    def note(status: Status) -> None:
+        if death is not None and death.point == status.phase:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if death is not None:
+        publish, promote = Registry.publish, Registry.promote
+
+        def publish_and_die(*arguments: Any, **options: Any) -> Any:
+            if death.point == "within publish":
+                threading.Timer(death.delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return publish(*arguments, **options)
+
+        def promote_and_die(*arguments: Any, **options: Any) -> Any:
+            if death.point == "between publish and promote":
+                os.kill(os.getpid(), signal.SIGKILL)
+            promote(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Registry.publish, Registry.promote = publish_and_die, promote_and_die  # type: ignore[method-assign]
+    run_trainer(settings, should_stop=should_stop, on_status=note)
 
 
 def start_service(settings: Settings, log_path: Path) -> Process:
@@ -143,13 +189,15 @@ def start_service(settings: Settings, log_path: Path) -> Process:
     return Process(serve, (settings,), log_path)
 
 
-def score(settings: Settings, death: Death | None, should_stop: Callable[[], bool]) -> None:
+def score(settings: Settings, death: Death | None, trace: Path | None, should_stop: Callable[[], bool]) -> None:
     """Be a scorer; die as planned."""
     from srr_stream.service import Service
 
+    make = assembly.make_delivery
     if death is not None:
-        make = assembly.make_delivery
         assembly.make_delivery = lambda *parts: _Dying(make(*parts), death)  # type: ignore[assignment]
+    if trace is not None:
+        assembly.make_delivery = lambda *parts: _Traced(make(*parts), trace)  # type: ignore[assignment]
     Service(settings, has_trainer=False).run(should_stop)
 
 
@@ -189,3 +237,20 @@ class _Dying:
         timer = threading.Timer(self._death.delay_s, os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True
         timer.start()
+
+
+class _Traced:
+    """A delivery that writes down, a line a batch: records, version, seconds at which its commit returned."""
+
+    def __init__(self, inner: Delivery, path: Path) -> None:
+        self._inner = inner
+        self._file = path.open("a", buffering=1 << 16)
+        self._batch = (0, 0)
+
+    def publish(self, verdicts: Verdicts, bad: list[BadRecord], while_waiting: Callable[[], None]) -> None:
+        self._batch = (len(verdicts.batch) + len(bad), verdicts.version)
+        self._inner.publish(verdicts, bad, while_waiting)
+
+    def commit(self, positions: Mapping[Position, int], while_waiting: Callable[[], None]) -> None:
+        self._inner.commit(positions, while_waiting)
+        self._file.write(f"{self._batch[0]} {self._batch[1]} {time.perf_counter():.6f}\n")

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chaos.bench import (
     N_PARTITIONS,
     Bench,
@@ -23,6 +26,7 @@ from chaos.bench import (
 from chaos.node import KafkaNode
 from chaos.processes import Death
 from chaos.proxy import FaultProxy
+from chaos.training import endurance, registry_faults, slow_trainer, trainer_killed
 
 Scenario = Callable[[Bench, random.Random, Result], None]
 
@@ -33,7 +37,7 @@ def kills(bench: Bench, rng: random.Random, result: Result, *, n: int = 50) -> N
     Half of the time it has an instance id to come back to.
     """
     bench.publish(make_models(1)[0])
-    feeder = bench.feed(rate=3000, seed=result.seed)
+    feeder = bench.feed(rate=1000, seed=result.seed, poison=0.05)
     points: dict[str, int] = {}
     with bench.looking() as look:
         for i in range(n):
@@ -287,6 +291,75 @@ def failover(bench: Bench, rng: random.Random, result: Result) -> None:
         raise Failed(f"taken over after {took_s:.1f} s; allowed: session timeout + 3 s = {session_s + 3:g} s")
 
 
+def swaps(bench: Bench, rng: random.Random, result: Result, *, n: int = 1000, n_models: int = 40) -> None:
+    """A thousand swaps while scoring: every verdict is what its version says, and no batch waits for a swap."""
+    versions = [bench.publish(model) for model in make_models(n_models)]
+    settings = bench.with_settings(input={"max_batch": 100}, registry={"poll_every": "10ms"})
+    trace = bench.folder / f"{bench.topic}.trace"
+    produce(bench.node.bootstrap_servers, bench.topic, make_values(20_000, result.seed), n_partitions=N_PARTITIONS)
+    feeder = bench.feed(rate=20_000, seed=result.seed)
+    scorer = bench.start(settings, trace=trace)
+    wait_until(trace.exists, what="the first batch")
+    while len(seen := _rows(trace)) < 2 or np.sum(np.diff(seen[:, 1]) != 0) < n:
+        for _ in range(25):
+            bench.registry.promote(rng.choice(versions))
+            time.sleep(0.015)
+        if not scorer.is_alive:
+            raise Failed(f"the scorer died: {scorer.log_path}")
+    calm_from = len(seen)
+    wait_until(lambda: len(_rows(trace)) > 2 * calm_from, what="as many batches without a swap")
+    n_sent = feeder.stop()
+    with bench.looking() as look:
+        look.wait_for_no_lag()
+    scorer.terminate()
+    rows = _rows(trace)
+    is_full = rows[1:, 0] == 100
+    took_ms = np.diff(rows[:, 2]) * 1000
+    is_swap = np.diff(rows[:, 1]) != 0
+    swap_ms, calm_ms = took_ms[is_swap & is_full], took_ms[calm_from:][is_full[calm_from:]]
+    result.figures |= {
+        "swaps": int(is_swap.sum()),
+        "median_batch_ms": round(float(np.median(calm_ms)), 2),
+        "swap_median_ms": round(float(np.median(swap_ms)), 2),
+        "swap_p99_ms": round(float(np.quantile(swap_ms, 0.99)), 2),
+        "swap_max_ms": round(float(swap_ms.max()), 2),
+        "calm_p99_ms": round(float(np.quantile(calm_ms, 0.99)), 2),
+        "calm_max_ms": round(float(calm_ms.max()), 2),
+    }
+    bench.settle_ledger(result, n_expected=n_sent + 20_000)
+
+
+def throughput(bench: Bench, rng: random.Random, result: Result, *, n: int = 200_000, pairs: int = 3) -> None:
+    """What exactly-once costs: both modes in turn over the same records, at the default size of a batch."""
+    bench.publish(make_models(1)[0])
+    produce(bench.node.bootstrap_servers, bench.topic, make_values(n, result.seed), n_partitions=N_PARTITIONS)
+    rates: dict[str, list[float]] = {"at_least_once": [], "exactly_once": []}
+    for pair in range(pairs):
+        for mode in rng.sample(sorted(rates), 2):
+            trace = bench.folder / f"{bench.topic}-{mode}-{pair}.trace"
+            settings = bench.with_settings(
+                delivery={"mode": mode}, input={"group_id": f"{bench.group}-{mode}-{pair}", "max_batch": None}
+            )
+            scorer = bench.start(settings, trace=trace)
+            wait_until(lambda: _rows(trace)[:, 0].sum() >= n, what="an end", timeout_s=180)  # noqa: B023
+            scorer.terminate()
+            rows = _rows(trace)
+            steady = rows[len(rows) // 5 :]  # without the first, small batches
+            rates[mode].append(float(steady[1:, 0].sum() / (steady[-1, 2] - steady[0, 2])))
+    ratios = [b / a for a, b in zip(rates["at_least_once"], rates["exactly_once"], strict=True)]
+    result.figures |= {f"{mode}_per_s": round(float(np.median(found))) for mode, found in rates.items()}
+    result.figures["median_ratio"] = round(float(np.median(ratios)), 2)
+    if np.median(ratios) < 0.8:
+        raise Failed(f"exactly_once reaches {np.median(ratios):.2f} of at_least_once; asked for: 0.80")
+
+
+def _rows(trace: Path) -> NDArray[np.float64]:
+    """Return the batches of a trace, ``(n, 3)``: records, version, seconds; without a line that is being written."""
+    text = trace.read_text() if trace.exists() else ""
+    rows = [list(map(float, line.split())) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return np.array(rows).reshape(-1, 3)
+
+
 SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "kills": (kills, {}),
     "sigterm": (sigterm, {}),
@@ -299,6 +372,12 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "oversize": (oversize, {"topic_config": {"max.message.bytes": "8000000"}, "output": {"include_record": True}}),
     "reply-cut": (reply_cut, {"is_proxied": True}),
     "failover": (failover, {}),
+    "swaps": (swaps, {"registry": {"keep": 60}}),
+    "throughput": (throughput, {}),
+    "trainer-killed": (trainer_killed, {}),
+    "slow-trainer": (slow_trainer, {}),
+    "registry-faults": (registry_faults, {}),
+    "endurance": (endurance, {}),
 }
 """Name → what is done, and what its bench needs."""
 

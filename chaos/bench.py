@@ -22,7 +22,8 @@ from chaos.node import KafkaNode
 from chaos.processes import Death, Process, start_scorer, start_service, start_trainer
 from models.detector import Model
 from models.persistence import model_to_parts
-from models.training import TrainingConfig, train
+from models.presets import PRESETS
+from models.training import train
 from srr_stream import assembly
 from srr_stream.ledger import Kind, Ledger
 from srr_stream.ledger_reader import read_books
@@ -77,10 +78,9 @@ def make_values(n: int, seed: int, *, poison: float = 0.0, anomalies: float = 0.
 
 
 def make_models(n: int) -> list[Model]:
-    """Return models of different windows of the same stream."""
-    return [
-        train(make_columns(600, 1000 + i), TrainingConfig(representation="identity"), seed=i).model for i in range(n)
-    ]
+    """Return models of different windows of the same stream, of the kind that a service begins with."""
+    config = PRESETS["goad"].closed_form()
+    return [train(make_columns(600, 1000 + i), config, seed=i).model for i in range(n)]
 
 
 class Feeder:
@@ -163,10 +163,9 @@ class Bench:
             "registry": {"url": str(folder / f"{self.topic}-registry"), "poll_every": "100ms"},
             "http": {"host": "127.0.0.1", "scorer_port": 0, "trainer_port": 0},
         }
-        for section, values in overrides.items():
-            content[section] = content.get(section, {}) | dict(values)
         self._content = content
-        self.settings = check_settings(content)
+        self._content = self._with(overrides)
+        self.settings = check_settings(self._content)
         self.registry: Registry = assembly.make_registry(self.settings)
         self._stack = ExitStack()
         self._n_processes = 0
@@ -176,10 +175,19 @@ class Bench:
 
     def with_settings(self, **overrides: Mapping[str, Any]) -> Settings:
         """Return the settings with some of them changed."""
+        return check_settings(self._with(overrides))
+
+    def write_settings(self) -> Path:
+        """Write the settings as a file for the command line (YAML is a superset of JSON)."""
+        path = self.folder / f"{self.topic}.yaml"
+        path.write_bytes(orjson.dumps(self._content))
+        return path
+
+    def _with(self, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         content = {section: dict(values) for section, values in self._content.items()}
         for section, values in overrides.items():
             content[section] = content.get(section, {}) | dict(values)
-        return check_settings(content)
+        return content
 
     def publish(self, model: Model, *, promote: bool = True) -> int:
         """Put a model into the registry and, as a rule, in use; return its version."""
@@ -210,11 +218,9 @@ class Bench:
         self._stack.callback(feeder.stop)
         return feeder
 
-    def start(
-        self, settings: Settings | None = None, *, death: Death | None = None, trace: Path | None = None
-    ) -> Process:
-        """Start a scorer."""
-        return self._note(start_scorer(settings or self.settings, self._log_path(), death=death, trace=trace))
+    def start(self, settings: Settings | None = None, **plan: Any) -> Process:
+        """Start a scorer; `plan` is what :func:`chaos.processes.start_scorer` takes."""
+        return self._note(start_scorer(settings or self.settings, self._log_path(), **plan))
 
     def train(self, settings: Settings | None = None, *, death: Death | None = None) -> Process:
         """Start a trainer."""
@@ -396,3 +402,10 @@ def figure(port: int, name: str) -> float:
     """Return the sum of a metric over its labels, 0 if there is none."""
     lines = [line for line in ask(port, "/metrics").splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Return the slope of the line of least squares."""
+    n, mean_x, mean_y = len(x), sum(x) / len(x), sum(y) / len(y)
+    spread = sum((value - mean_x) ** 2 for value in x)
+    return sum((x[i] - mean_x) * (y[i] - mean_y) for i in range(n)) / spread if spread else 0.0

@@ -134,10 +134,18 @@ def _leave_with_parent(pipe: Any) -> None:
 
 
 def start_scorer(
-    settings: Settings, log_path: Path, *, death: Death | None = None, trace: Path | None = None
+    settings: Settings,
+    log_path: Path,
+    *,
+    death: Death | None = None,
+    trace: Path | None = None,
+    clock_seed: int | None = None,
 ) -> Process:
-    """Start a scorer without a trainer; it writes into the file `trace` when it did each batch, by which version."""
-    return Process(score, (settings, death, trace), log_path)
+    """Start a scorer without a trainer.
+
+    It writes into the file `trace` when it did each batch, by which version; with `clock_seed` its clock jumps.
+    """
+    return Process(score, (settings, death, trace, clock_seed), log_path)
 
 
 TRAINER_POINTS = (
@@ -189,10 +197,18 @@ def start_service(settings: Settings, log_path: Path) -> Process:
     return Process(serve, (settings,), log_path)
 
 
-def score(settings: Settings, death: Death | None, trace: Path | None, should_stop: Callable[[], bool]) -> None:
+def score(
+    settings: Settings,
+    death: Death | None,
+    trace: Path | None,
+    clock_seed: int | None,
+    should_stop: Callable[[], bool],
+) -> None:
     """Be a scorer; die as planned."""
     from srr_stream.service import Service
 
+    if clock_seed is not None:
+        time.time = _jumping_clock(random.Random(clock_seed))  # what everything in this process asks
     make = assembly.make_delivery
     if death is not None:
         assembly.make_delivery = lambda *parts: _Dying(make(*parts), death)  # type: ignore[assignment]
@@ -207,6 +223,19 @@ def serve(settings: Settings, should_stop: Callable[[], bool]) -> None:
 
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may have a child
     Service(settings).run(should_stop)
+
+
+def _jumping_clock(rng: random.Random) -> Callable[[], float]:
+    """Return a clock that is set anew about twice a second, by up to a day, forwards or back."""
+    now, offset, until = time.time, 0.0, 0.0
+
+    def read() -> float:
+        nonlocal offset, until
+        if time.monotonic() > until:
+            offset, until = rng.uniform(-86_400, 86_400), time.monotonic() + rng.uniform(0.1, 1.0)
+        return now() + offset
+
+    return read
 
 
 class _Dying:
@@ -244,7 +273,7 @@ class _Traced:
 
     def __init__(self, inner: Delivery, path: Path) -> None:
         self._inner = inner
-        self._file = path.open("a", buffering=1 << 16)
+        self._file = path.open("a", buffering=1)  # a line at a time
         self._batch = (0, 0)
 
     def publish(self, verdicts: Verdicts, bad: list[BadRecord], while_waiting: Callable[[], None]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,7 @@ from chaos.bench import (
 from chaos.node import KafkaNode
 from chaos.processes import Death
 from chaos.proxy import FaultProxy
+from chaos.soak import soak
 from chaos.training import endurance, registry_faults, slow_trainer, trainer_killed
 
 Scenario = Callable[[Bench, random.Random, Result], None]
@@ -266,6 +270,25 @@ def reply_cut(bench: Bench, rng: random.Random, result: Result, *, n: int = 6) -
     bench.settle_ledger(result, n_expected=n_sent)
 
 
+def clock_jumps(bench: Bench, rng: random.Random, result: Result) -> None:
+    """The scorer's clock is set anew, by up to a day, twice a second; a swap meanwhile."""
+    versions = [bench.publish(model) for model in make_models(2)]
+    feeder = bench.feed(rate=3000, seed=result.seed)
+    scorer = bench.start(clock_seed=result.seed)
+    with bench.looking() as look:
+        for version in versions * 3:
+            look.wait_for_progress(3000)
+            bench.registry.promote(version)
+        n_sent = feeder.stop()
+        look.wait_for_no_lag()
+    scorer.terminate()
+    if scorer.exitcode != 0:
+        raise Failed(f"exit code {scorer.exitcode}: {scorer.log_path}")
+    bench.settle(result, n_expected=n_sent)
+    if result.figures["repeated"]:
+        raise Failed("records were scored again because of a clock")
+
+
 def failover(bench: Bench, rng: random.Random, result: Result) -> None:
     """Kill -9 one of three replicas: how long until each of its partitions has a verdict again."""
     bench.publish(make_models(1)[0])
@@ -291,42 +314,59 @@ def failover(bench: Bench, rng: random.Random, result: Result) -> None:
         raise Failed(f"taken over after {took_s:.1f} s; allowed: session timeout + 3 s = {session_s + 3:g} s")
 
 
-def swaps(bench: Bench, rng: random.Random, result: Result, *, n: int = 1000, n_models: int = 40) -> None:
+def swaps(
+    bench: Bench, rng: random.Random, result: Result, *, n: int = 1000, n_models: int = 40, n_records: int = 400_000
+) -> None:
     """A thousand swaps while scoring: every verdict is what its version says, and no batch waits for a swap."""
     versions = [bench.publish(model) for model in make_models(n_models)]
-    settings = bench.with_settings(input={"max_batch": 100}, registry={"poll_every": "10ms"})
+    settings = bench.with_settings(
+        input={"max_batch": 100}, registry={"poll_every": "10ms"}, gate={"mode": "off", "auto_rollback": False}
+    )
+    produce(bench.node.bootstrap_servers, bench.topic, make_values(n_records, result.seed), n_partitions=N_PARTITIONS)
     trace = bench.folder / f"{bench.topic}.trace"
-    produce(bench.node.bootstrap_servers, bench.topic, make_values(20_000, result.seed), n_partitions=N_PARTITIONS)
-    feeder = bench.feed(rate=20_000, seed=result.seed)
     scorer = bench.start(settings, trace=trace)
-    wait_until(trace.exists, what="the first batch")
-    while len(seen := _rows(trace)) < 2 or np.sum(np.diff(seen[:, 1]) != 0) < n:
+    wait_until(lambda: len(_rows(trace)) > 100, what="the first batches")
+    n_swaps = 0
+    while n_swaps < n:
         for _ in range(25):
             bench.registry.promote(rng.choice(versions))
             time.sleep(0.015)
+        n_swaps = int(np.sum(np.diff(_rows(trace)[:, 1]) != 0))
         if not scorer.is_alive:
             raise Failed(f"the scorer died: {scorer.log_path}")
-    calm_from = len(seen)
-    wait_until(lambda: len(_rows(trace)) > 2 * calm_from, what="as many batches without a swap")
-    n_sent = feeder.stop()
+    calm_from = len(_rows(trace))
     with bench.looking() as look:
-        look.wait_for_no_lag()
+        look.wait_for_no_lag(timeout_s=600)
     scorer.terminate()
     rows = _rows(trace)
     is_full = rows[1:, 0] == 100
     took_ms = np.diff(rows[:, 2]) * 1000
     is_swap = np.diff(rows[:, 1]) != 0
     swap_ms, calm_ms = took_ms[is_swap & is_full], took_ms[calm_from:][is_full[calm_from:]]
-    result.figures |= {
-        "swaps": int(is_swap.sum()),
-        "median_batch_ms": round(float(np.median(calm_ms)), 2),
-        "swap_median_ms": round(float(np.median(swap_ms)), 2),
-        "swap_p99_ms": round(float(np.quantile(swap_ms, 0.99)), 2),
-        "swap_max_ms": round(float(swap_ms.max()), 2),
-        "calm_p99_ms": round(float(np.quantile(calm_ms, 0.99)), 2),
-        "calm_max_ms": round(float(calm_ms.max()), 2),
-    }
-    bench.settle_ledger(result, n_expected=n_sent + 20_000)
+    result.figures |= {"swaps": int(is_swap.sum()), "calm_batches": len(calm_ms)}
+    for name, found in (("swap", swap_ms), ("calm", calm_ms)):
+        result.figures |= {
+            f"{name}_batch_median_ms": round(float(np.median(found)), 2),
+            f"{name}_batch_p99_ms": round(float(np.quantile(found, 0.99)), 2),
+            f"{name}_batch_longest_ms": round(float(found.max()), 2),
+        }
+    _rescore(bench, result)
+    bench.settle_ledger(result, n_expected=n_records)
+    if np.median(swap_ms) > np.median(calm_ms) + 5:
+        raise Failed("the median batch with a swap is more than 5 ms longer than without")
+
+
+def _rescore(bench: Bench, result: Result) -> None:
+    """Score every record again by the version that its verdict names, by the users' own command."""
+    program = [sys.executable, "-c", "from srr_stream.cli import main; main()"]
+    command = [*program, "audit", "-c", str(bench.write_settings()), "--scores", "--json"]
+    audited = subprocess.run(command, capture_output=True, text=True)
+    if audited.returncode:
+        raise Failed(f"audit --scores: exit code {audited.returncode}: {audited.stderr[-300:]}{audited.stdout[-300:]}")
+    scores = json.loads(audited.stdout)["scores"]
+    result.figures |= {"rescored_equal": scores["n_equal"], "rescored_different": scores["n_different"]}
+    if scores["n_different"] or not scores["n_equal"]:
+        raise Failed(f"scored again: {scores}")
 
 
 def throughput(bench: Bench, rng: random.Random, result: Result, *, n: int = 200_000, pairs: int = 3) -> None:
@@ -371,6 +411,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "retention": (retention, {}),
     "oversize": (oversize, {"topic_config": {"max.message.bytes": "8000000"}, "output": {"include_record": True}}),
     "reply-cut": (reply_cut, {"is_proxied": True}),
+    "clock-jumps": (clock_jumps, {}),
     "failover": (failover, {}),
     "swaps": (swaps, {"registry": {"keep": 60}}),
     "throughput": (throughput, {}),
@@ -378,6 +419,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "slow-trainer": (slow_trainer, {}),
     "registry-faults": (registry_faults, {}),
     "endurance": (endurance, {}),
+    "soak": (soak, {"is_proxied": True}),
 }
 """Name → what is done, and what its bench needs."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chaos.bench import Bench, Failed, Result, ask, figure, make_models, wait_until
+from chaos.bench import Bench, Failed, Result, ask, figure, make_models, slope, wait_until
 from chaos.processes import TRAINER_POINTS, Death
 from srr_stream.broker import free_port
 
@@ -165,18 +165,18 @@ def endurance(
     trainings = _published(trainer_port)
     service.terminate()
     half = samples[len(samples) // 3 :]  # the first third is warm-up
-    slope = _slope([at / 60 for at, *_ in half], [rss / 2**20 for _, rss, *_ in half])
+    grows = slope([at / 60 for at, *_ in half], [rss / 2**20 for _, rss, *_ in half])
     result.figures |= {
         "trainings": int(trainings),
         "swaps": int(trainings),
         "rss_mib": round(samples[-1][1] / 2**20),
-        "rss_slope_mib_per_min": round(slope, 2),
+        "rss_slope_mib_per_min": round(grows, 2),
         "files": f"{min(s[2] for s in half)}-{max(s[2] for s in half)}",
         "threads": f"{min(s[3] for s in half)}-{max(s[3] for s in half)}",
     }
     bench.settle_ledger(result, n_expected=n_sent)
-    if slope > 5.0:
-        raise Failed(f"memory grows by {slope:.1f} MiB a minute")
+    if grows > 5.0:
+        raise Failed(f"memory grows by {grows:.1f} MiB a minute")
 
 
 def _published(port: int) -> float:
@@ -184,13 +184,6 @@ def _published(port: int) -> float:
         line for line in ask(port, "/metrics").splitlines() if 'srr_training_runs_total{outcome="published"}' in line
     ]
     return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
-
-
-def _slope(x: list[float], y: list[float]) -> float:
-    """Return the slope of the line of least squares."""
-    n, mean_x, mean_y = len(x), sum(x) / len(x), sum(y) / len(y)
-    spread = sum((value - mean_x) ** 2 for value in x)
-    return sum((x[i] - mean_x) * (y[i] - mean_y) for i in range(n)) / spread if spread else 0.0
 
 
 @contextmanager

@@ -219,6 +219,7 @@ def make_live_model(
         poll_every_s=settings.registry.poll_every.total_seconds(),
         device=settings.scoring.device,
         n_threads=settings.scoring.n_threads or os.cpu_count(),
+        keeps_previous=settings.gate.auto_rollback,
         on_swap=on_swap,
         on_refusal=on_refusal,
         on_rollback=on_rollback,

@@ -57,6 +57,8 @@ class LiveModel:
         α of the live settings; it overrides the one that the model was trained with.
     device, n_threads
         Where models of pictures score: see :meth:`models.detector.Model.on`.
+    keeps_previous
+        Whether what a swap replaces is kept for :attr:`previous`; a second model takes as much memory again.
     on_swap
         Called with the new `Live` after every swap.
     on_refusal
@@ -74,6 +76,7 @@ class LiveModel:
         poll_every_s: float = 1.0,
         device: str = "cpu",
         n_threads: int | None = None,
+        keeps_previous: bool = True,
         on_swap: Callable[[Live], None] | None = None,
         on_refusal: Callable[[int, str], None] | None = None,
         on_rollback: Callable[[int, str], None] | None = None,
@@ -90,12 +93,15 @@ class LiveModel:
         self._false_alarm_rate = false_alarm_rate
         self._poll_every_s = poll_every_s
         self._device, self._n_threads = device, n_threads
+        self._keeps_previous = keeps_previous
         self._on_swap = on_swap
         self._on_refusal = on_refusal
         self._on_rollback = on_rollback
         self._refused: int | None = None
         self._refused_challenger: int | None = None
         self._rollback: tuple[int, int, str] | None = None
+        self._lock = threading.Lock()
+        """Of what the scorer lets go of while the watching thread puts something else in its place."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -125,7 +131,8 @@ class LiveModel:
         except ModelRefused as error:
             self._refuse(champion, error)
             return False
-        self.previous, self.current = self.current, live
+        with self._lock:
+            self.previous, self.current = self.current if self._keeps_previous else None, live
         self.problem = self._refused = None
         log.info("version %d (%s) is live: %s", live.version, live.model.representation_name, live.manifest.reason)
         if self._on_swap is not None:
@@ -161,14 +168,16 @@ class LiveModel:
 
     def forget_previous(self, version: int) -> None:
         """Let go of the replaced model, if it is this version."""
-        if self.previous is not None and self.previous.version == version:
-            self.previous = None
+        with self._lock:
+            if self.previous is not None and self.previous.version == version:
+                self.previous = None
 
-    def drop_challenger(self) -> None:
-        """Do not score with the challenger any more; it goes on waiting in the registry."""
-        if self.challenger is not None:
-            self._refused_challenger = self.challenger.version
-        self.challenger = None
+    def drop_challenger(self, version: int) -> None:
+        """Do not score with this challenger any more; it goes on waiting in the registry."""
+        with self._lock:
+            self._refused_challenger = version
+            if self.challenger is not None and self.challenger.version == version:
+                self.challenger = None
 
     def start(self) -> None:
         """Watch the pointer from a thread of its own."""
@@ -198,32 +207,47 @@ class LiveModel:
             return
         version, previous, reason = self._rollback
         pointer = self._registry.pointer()
-        if (pointer.champion, pointer.previous) == (version, previous):
-            log.warning("rolling back: %s", reason)
+        if pointer.champion == version and (pointer.previous != previous or pointer.rolled_back == previous):
+            log.error(
+                "%s, but is not rolled back: version %d is not what the registry goes back to;"
+                " srr-stream models promote %d does it by hand",
+                reason,
+                previous,
+                previous,
+            )
+        elif pointer.champion == version:
             try:
                 self._registry.rollback(reason=f"automatic rollback: {reason}")
             except ModelRefused as error:
                 log.error("version %d cannot be rolled back: %s", version, error)
                 self._rollback = None
                 return
+            log.warning("rolled back: %s", reason)
             if self._on_rollback is not None:
                 self._on_rollback(version, reason)
         self._rollback = None
 
     def _look_at_challenger(self, version: int | None) -> None:
         """Load the challenger, if it is another than before; one that cannot be is not tried again."""
-        if version == (self.challenger.version if self.challenger else None):
+        waiting = self.challenger  # read once: the scorer may drop it meanwhile
+        if version == (waiting.version if waiting is not None else None):
             return
-        self.challenger = None
+        with self._lock:
+            self.challenger = None
         if version is None or version == self._refused_challenger:
             return
         try:
-            self.challenger = self.load(version)
+            challenger = self.load(version)
+            with self._lock:
+                self.challenger = challenger
         except ModelRefused as error:
             self._refused_challenger = version
             log.warning("challenger %d refused (%s): %s", version, error.reason, error)
         except RegistryError as error:
             log.warning("challenger %d cannot be loaded yet: %s", version, error)
+        except Exception:  # it is nobody's concern yet: to try again with every look would only cost the live model
+            self._refused_challenger = version
+            log.exception("challenger %d cannot be loaded; it waits, but does not score along", version)
 
     def _refuse(self, version: int, error: ModelRefused) -> None:
         """Keep the old model, and do not try this one again."""

@@ -7,6 +7,7 @@ committed. Scoring and training know nothing of it.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 15.0
 _STEADY_S = 30.0
 """A connection that lasted so long was good: the next retry is quick again."""
+_SWITCH_S = 0.001
+"""For so long a thread that loads a model or answers a scrape may hold up the scoring one; Python's default is 5 ms."""
 _CAUSES: dict[type[ConsumersError], str] = {
     BrokerUnavailable: "broker",
     SinkError: "sink",
@@ -112,6 +115,7 @@ class Service:
         log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
         threadpool_limits(1)
+        sys.setswitchinterval(_SWITCH_S)
         try:
             self.live_model.start()
             if self.trainer is not None:
@@ -130,7 +134,7 @@ class Service:
             started = time.monotonic()
             try:
                 self._score_while_connected(should_stop)
-            except (BrokerUnavailable, SinkError, MembershipLost, TopicMissing, NotAuthorized) as error:
+            except tuple(_CAUSES) as error:
                 if isinstance(error, (TopicMissing, NotAuthorized)) and not self._was_connected:
                     raise  # never right: whoever starts it must know
                 if time.monotonic() - started > _STEADY_S:
@@ -182,8 +186,14 @@ class Service:
 
     def _why_no_model(self) -> str:
         """Say what the first model waits for, as far as is known here."""
+        if self.live_model.problem is not None:
+            return self.live_model.problem
+        challenger = self.live_model.challenger
+        if challenger is not None:
+            n = challenger.version
+            return f"version {n} waits for a person to promote it (gate.mode manual): srr-stream models promote {n}"
         detail = self.trainer.status.detail if self.trainer is not None else ""
-        return self.live_model.problem or detail or "no model in the registry yet"
+        return detail or "no model in the registry yet"
 
     def _note_skipped(self, position: Position, n_offsets: int) -> None:
         topic, partition = position

@@ -105,6 +105,8 @@ class Shadow:
     def observe(self, live: Live, features: Columns, flagged: NDArray[np.bool_]) -> None:
         """Take a batch that `live` has scored; what fails here never reaches the scorer."""
         challenger = self._live_model.challenger
+        if challenger is not None and challenger.version == live.version:  # a person promoted it a moment ago
+            challenger = None
         version = challenger.version if challenger is not None else None
         if (version, live.version) != (self._version, self._live_version):
             self._version, self._live_version, self._tally = version, live.version, Tally()
@@ -115,7 +117,7 @@ class Shadow:
             mine, theirs = side_by_side(challenger.model, features, flagged)
         except Exception:  # a challenger is nobody's concern yet: whatever it dies of, live scoring must not
             log.exception("version %d cannot score live records; it waits, but is not tried any more", version)
-            self._live_model.drop_challenger()
+            self._live_model.drop_challenger(challenger.version)
             return
         self._tally = self._tally.plus(mine, theirs)
         n_flagged = int(theirs.sum())

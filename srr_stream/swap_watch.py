@@ -119,13 +119,18 @@ class SwapWatch:
             self._end()
 
     def _begin(self, live: Live) -> None:
-        previous = self._live_model.previous
-        self._end()
-        self._version = live.version
-        if live.version not in self._served and previous is not None and previous.version != live.version:
-            self._previous = previous
-        self._served.add(live.version)
+        self._version, self._previous = live.version, None
         self._tally, self._n_left = Tally(), self._probation
+        self._metrics.probation_flagged.clear()
+        is_new = live.version not in self._served
+        self._served.add(live.version)
+        previous = self._live_model.previous
+        if previous is None or self._live_model.current is not live:  # replaced already: its successor is compared
+            return
+        if is_new:
+            self._previous = previous
+        else:
+            self._live_model.forget_previous(previous.version)
 
     def _end(self) -> None:
         if self._previous is not None:

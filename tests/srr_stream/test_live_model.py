@@ -443,10 +443,40 @@ def test_a_dropped_challenger_is_not_loaded_again(bench: Bench) -> None:
     bench.publish()
     bench.propose()
     bench.live_model.refresh()
-    bench.live_model.drop_challenger()
+    bench.live_model.drop_challenger(2)
     bench.live_model.refresh()
     assert bench.live_model.challenger is None
     assert bench.registry.pointer().challenger == 2
+
+
+def test_a_challenger_that_came_meanwhile_is_not_dropped_for_the_one_before(bench: Bench) -> None:
+    bench.publish()
+    bench.propose()
+    bench.live_model.refresh()
+    bench.propose()
+    bench.live_model.refresh()
+    bench.live_model.drop_challenger(2)
+    bench.live_model.refresh()
+    assert bench.live_model.challenger is not None
+    assert bench.live_model.challenger.version == 3
+
+
+def test_a_challenger_whose_loading_dies_of_anything_is_told_once_and_not_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.propose()
+
+    def out_of_memory(version: int) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(bench.registry, "load", out_of_memory)
+    for _ in range(3):
+        assert not bench.live_model.refresh()
+    assert bench.live_model.challenger is None
+    assert bench.live_model.problem is None
+    assert caplog.text.count("challenger 2 cannot be loaded") == 1
 
 
 def test_what_was_replaced_is_kept_until_nobody_needs_it(bench: Bench) -> None:
@@ -458,6 +488,16 @@ def test_what_was_replaced_is_kept_until_nobody_needs_it(bench: Bench) -> None:
     assert bench.live_model.previous is not None
     bench.live_model.forget_previous(1)
     assert bench.live_model.previous is None
+
+
+def test_what_was_replaced_is_not_kept_where_nobody_will_need_it(bench: Bench) -> None:
+    live_model = LiveModel(bench.registry, schema_digest=DIGEST, false_alarm_rate=0.02, keeps_previous=False)
+    for _ in range(2):
+        bench.publish()
+        live_model.refresh()
+    assert live_model.current is not None
+    assert live_model.current.version == 2
+    assert live_model.previous is None
 
 
 @pytest.fixture
@@ -498,8 +538,35 @@ def test_a_rollback_is_not_done_any_more_when_the_pointer_has_moved_on(swapped: 
     assert swapped.rollbacks == []
 
 
+def test_what_a_person_rolled_back_does_not_come_back_because_its_predecessor_flags_more(
+    swapped: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped.registry.rollback(reason="blind")
+    swapped.live_model.refresh()
+    swapped.live_model.roll_back(1, 2, "version 1 flags too much")
+    for _ in range(2):
+        swapped.live_model.refresh()
+    assert swapped.registry.pointer().champion == 1
+    assert swapped.live_model.problem is None
+    assert swapped.rollbacks == []
+    assert caplog.text.count("version 1 flags too much, but is not rolled back") == 1
+
+
+def test_a_rollback_past_a_version_that_was_never_live_here_is_left_to_a_person(
+    swapped: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped.publish(schema_digest="another")
+    swapped.live_model.refresh()
+    swapped.publish()
+    swapped.live_model.refresh()
+    swapped.live_model.roll_back(4, 2, "version 4 flags too much")
+    swapped.live_model.refresh()
+    assert swapped.registry.pointer().champion == 4
+    assert "srr-stream models promote 2 does it by hand" in caplog.text
+
+
 def test_a_rollback_that_the_registry_cannot_write_is_tried_again(
-    swapped: Bench, monkeypatch: pytest.MonkeyPatch
+    swapped: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*, reason: str = "") -> Any:
         raise RegistryError("no space")
@@ -507,10 +574,12 @@ def test_a_rollback_that_the_registry_cannot_write_is_tried_again(
     swapped.live_model.roll_back(2, 1, "version 2 flags too much")
     with monkeypatch.context() as patched:
         patched.setattr(swapped.registry, "rollback", full)
-        assert not swapped.live_model.refresh()
+        for _ in range(3):
+            assert not swapped.live_model.refresh()
     assert swapped.live_model.problem == "no space"
     assert swapped.live_model.refresh()
     assert swapped.registry.pointer().champion == 1
+    assert caplog.text.count("version 2 flags too much") == 1, "done is told, and told once"
 
 
 def test_a_rollback_to_a_version_that_is_torn_is_given_up(swapped: Bench, caplog: pytest.LogCaptureFixture) -> None:

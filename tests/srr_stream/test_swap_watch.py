@@ -50,6 +50,7 @@ class Models:
     """Stands where the live model does: what was replaced, what waits, what was asked for."""
 
     def __init__(self) -> None:
+        self.current: Any = None
         self.previous: Any = None
         self.challenger: Any = None
         self.rollbacks: list[tuple[int, int, str]] = []
@@ -61,7 +62,8 @@ class Models:
         if self.previous is not None and self.previous.version == version:
             self.previous = None
 
-    def drop_challenger(self) -> None:
+    def drop_challenger(self, version: int) -> None:
+        assert self.challenger.version == version
         self.challenger = None
 
 
@@ -73,10 +75,13 @@ class Bench:
         self.watch = SwapWatch(self.models, metrics=self.metrics, probation=10_000, **BOUNDS)  # type: ignore[arg-type]
         self.shadow = Shadow(self.models, metrics=self.metrics)  # type: ignore[arg-type]
         self.rng = np.random.default_rng(0)
-        self.current: Any = None
+
+    @property
+    def current(self) -> Any:
+        return self.models.current
 
     def swap(self, version: int, model: Flagger) -> None:
-        self.models.previous, self.current = self.current, live(version, model)
+        self.models.previous, self.models.current = self.models.current, live(version, model)
 
     def score(self, n: int, *, shift: float = 0.0, batch: int = 250) -> None:
         """Score n records, uniform from 0 to 1 and so flagged as rarely as the limit is high."""
@@ -194,6 +199,28 @@ def test_what_a_rollback_brought_back_is_not_on_probation(bench: Bench) -> None:
     assert len(bench.models.rollbacks) == 1
 
 
+def test_of_what_a_rollback_took_out_of_use_nothing_is_kept(bench: Bench) -> None:
+    first = bench.current
+    bench.swap(2, Flagger(0.5))
+    bench.score(3000)
+    bench.swap(1, first.model)
+    bench.score(250)
+    assert bench.models.previous is None
+
+
+def test_two_swaps_within_a_batch_leave_the_last_one_on_probation(bench: Bench) -> None:
+    first = bench.current
+    bench.swap(2, Flagger(0.95))
+    bench.score(250)
+    bench.swap(1, first.model)
+    late = bench.current
+    bench.swap(3, Flagger(0.5))
+    features = {"x": bench.rng.random(250)}
+    bench.watch.observe(late, features, late.model.score(features).flagged)
+    bench.score(3000)
+    assert [(version, previous) for version, previous, _ in bench.models.rollbacks] == [(3, 1)]
+
+
 def test_a_model_that_goes_blind_is_told_and_stays(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.swap(1, Flagger(0.8))
     bench.swap(2, Flagger(9.0))
@@ -251,6 +278,13 @@ def test_another_challenger_is_counted_from_the_beginning_and_none_is_nothing(be
     bench.score(250)
     assert bench.value("srr_shadow_flagged_ratio", model="challenger") is None
     assert bench.shadow.text == ""
+
+
+def test_a_challenger_that_became_the_live_model_does_not_score_beside_itself(bench: Bench) -> None:
+    bench.models.challenger = live(7, Flagger(0.9))
+    bench.swap(7, Flagger(0.9))
+    bench.score(250)
+    assert bench.value("srr_shadow_flagged_ratio", model="challenger") is None
 
 
 def test_a_challenger_that_fails_is_dropped_and_live_scoring_goes_on(

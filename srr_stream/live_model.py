@@ -217,7 +217,7 @@ class LiveModel:
             )
         elif pointer.champion == version:
             try:
-                self._registry.rollback(reason=f"automatic rollback: {reason}")
+                self._registry.rollback(reason=f"automatic rollback: {reason}", version=version)
             except ModelRefused as error:
                 log.error("version %d cannot be rolled back: %s", version, error)
                 self._rollback = None

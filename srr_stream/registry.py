@@ -289,8 +289,13 @@ class Registry:
 
         return self._change_pointer(change)
 
-    def rollback(self, *, reason: str = "") -> Pointer:
+    def rollback(self, *, reason: str = "", version: int | None = None) -> Pointer:
         """Make the previous champion the champion again.
+
+        Parameters
+        ----------
+        version
+            The champion that is meant; None: whichever it is.
 
         What was the champion becomes `previous` and is marked as rolled back: another rollback does not return to it,
         only :meth:`promote` does.
@@ -298,12 +303,16 @@ class Registry:
         Raises
         ------
         RegistryError
-            If there is none, or it was itself rolled back.
+            If there is none, or it was itself rolled back, or the champion is another than `version` by now.
         ModelRefused
             If it is torn or altered; the pointer stays as it is.
         """
 
         def change(old: Pointer) -> Pointer:
+            if version is not None and old.champion != version:
+                raise RegistryError(
+                    f"registry {self.url}: version {version} is not rolled back: version {old.champion} took its place"
+                )
             if old.previous is None:
                 raise RegistryError(f"registry {self.url}: there is no previous version to roll back to")
             if old.previous == old.rolled_back:

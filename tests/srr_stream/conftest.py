@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,31 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return int(port)
+
+
+@contextmanager
+def running(service: Any) -> Iterator[Any]:
+    """Run a service in a thread and stop it at the end."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            service.run(stop.is_set)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield service
+    finally:
+        stop.set()
+        thread.join(40)
+        assert not thread.is_alive(), "the service did not stop within 40 s"
+        assert not errors, errors
+
+
+@pytest.fixture(name="running")
+def _running() -> Callable[[Any], Any]:
+    return running

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,29 +15,6 @@ from srr_stream.loading import check_settings
 from srr_stream.service import Service
 
 pytestmark = pytest.mark.kafka
-
-
-@contextmanager
-def running(service: Service) -> Iterator[Service]:
-    """Run a service in a thread, and stop it."""
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            service.run(stop.is_set)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join(40)
-        assert not thread.is_alive(), "the service did not stop within 40 s"
-        assert not errors, errors
 
 
 def content_of(stream: Any, mode: str, *, flush_timeout: str = "10s") -> Any:
@@ -84,7 +59,7 @@ def produce() -> Callable[[Any, list[bytes]], None]:
 
 @pytest.mark.parametrize("mode", ["at_least_once", "exactly_once"])
 def test_every_record_is_answered_once_and_in_order(
-    apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, produce: Any, mode: str
+    running: Any, apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, produce: Any, mode: str
 ) -> None:
     stream = make_stream(apache_kafka)
     produce(stream, [*make_values(900), b"{torn", b"[]"])
@@ -98,7 +73,7 @@ def test_every_record_is_answered_once_and_in_order(
 
 
 def test_while_dead_letters_cannot_be_written_nothing_is_committed_and_it_goes_on_when_they_can(
-    apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, ask: Any, produce: Any
+    running: Any, apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, ask: Any, produce: Any
 ) -> None:
     stream = make_stream(apache_kafka)
     produce(stream, make_values(400))
@@ -126,7 +101,7 @@ def test_while_dead_letters_cannot_be_written_nothing_is_committed_and_it_goes_o
 
 
 def test_a_writer_killed_in_the_middle_of_a_transaction_leaves_no_double(
-    apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, produce: Any, monkeypatch: Any
+    running: Any, apache_kafka: Any, make_stream: Any, make_values: Any, wait_until: Any, produce: Any, monkeypatch: Any
 ) -> None:
     """The same process goes on with the same transactional id, as a restarted one with an instance id does."""
     from consumers.delivery import ExactlyOnce

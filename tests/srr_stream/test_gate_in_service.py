@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,29 +30,6 @@ WAITS_FOR_ALL = {
 }
 """Of models trained on so few records, one in twenty leaves the bounds of the gate: that is another test's matter."""
 ROLLBACKS = 'srr_rollbacks_total{cause="flagged_rate"} 1.0'
-
-
-@contextmanager
-def running(service: Service) -> Iterator[Service]:
-    """Run a service in a thread and stop it at the end."""
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            service.run(stop.is_set)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive(), "the service did not stop within 30 s"
-        assert not errors, errors
 
 
 def trained_on(duration_ms: float) -> Model:
@@ -136,7 +111,7 @@ def producer(stream: Stream, make_values: Callable[..., list[bytes]]) -> Produce
 
 
 def test_with_a_manual_gate_every_model_waits_for_a_person_and_scores_along_meanwhile(
-    stream: Stream, producer: Producer, wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, producer: Producer, wait_until: Callable[..., Any], ask: Any
 ) -> None:
     service = Service(check_settings(stream.content(gate=WAITS_FOR_ALL, training={"min_interval": "100ms"})))
     registry = service.registry
@@ -176,7 +151,7 @@ def test_with_a_manual_gate_every_model_waits_for_a_person_and_scores_along_mean
 
 
 def test_without_a_trainer_beside_it_a_scorer_says_as_well_that_a_person_must_promote(
-    stream: Stream, good: Model, wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, good: Model, wait_until: Callable[..., Any], ask: Any
 ) -> None:
     settings = check_settings(stream.content(gate={"mode": "manual"}))
     service = Service(settings, has_trainer=False)
@@ -187,7 +162,7 @@ def test_without_a_trainer_beside_it_a_scorer_says_as_well_that_a_person_must_pr
 
 
 def test_a_bad_model_is_rolled_back_while_records_flow_and_does_not_come_back(
-    stream: Stream, producer: Producer, good: Model, bad: Model, wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, producer: Producer, good: Model, bad: Model, wait_until: Callable[..., Any], ask: Any
 ) -> None:
     settings = check_settings(stream.content())
     service = Service(settings, has_trainer=False)
@@ -223,7 +198,7 @@ def test_a_bad_model_is_rolled_back_while_records_flow_and_does_not_come_back(
 
 
 def test_with_auto_rollback_off_a_bad_model_stays(
-    stream: Stream, producer: Producer, good: Model, bad: Model, wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, producer: Producer, good: Model, bad: Model, wait_until: Callable[..., Any], ask: Any
 ) -> None:
     settings = check_settings(stream.content(gate={"auto_rollback": False}))
     service = Service(settings, has_trainer=False)

@@ -568,7 +568,7 @@ def test_a_rollback_past_a_version_that_was_never_live_here_is_left_to_a_person(
 def test_a_rollback_that_the_registry_cannot_write_is_tried_again(
     swapped: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*, reason: str = "") -> Any:
+    def full(*, reason: str, version: int) -> Any:
         raise RegistryError("no space")
 
     swapped.live_model.roll_back(2, 1, "version 2 flags too much")

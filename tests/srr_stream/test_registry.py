@@ -262,6 +262,15 @@ def test_a_rollback_does_not_return_to_what_was_rolled_back(registry: Registry) 
     assert registry.pointer() == Pointer(champion=1, previous=2)
 
 
+def test_a_rollback_of_a_version_that_somebody_has_replaced_changes_nothing(registry: Registry) -> None:
+    for version in (1, 2, 3):
+        registry.publish(manifest(), WEIGHTS)
+        registry.promote(version)
+    with pytest.raises(RegistryError, match="version 2 is not rolled back: version 3 took its place"):
+        registry.rollback(version=2)
+    assert registry.pointer() == Pointer(champion=3, previous=2)
+
+
 def test_promoting_the_champion_again_does_not_make_a_rolled_back_version_good(registry: Registry) -> None:
     for version in (1, 2):
         registry.publish(manifest(), WEIGHTS)

@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +16,6 @@ from srr_stream.service import Service
 
 Stream = Any
 SRR_STREAM = [sys.executable, "-c", "from srr_stream.cli import main; main()"]
-
-
-@contextmanager
-def running(service: Service) -> Iterator[Service]:
-    """Run a service in a thread and stop it at the end."""
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            service.run(stop.is_set)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive(), "the service did not stop within 30 s"
-        assert not errors, errors
 
 
 def start(command: list[str], path: Path) -> subprocess.Popen[str]:
@@ -57,7 +32,7 @@ def ids_of(stream: Stream, n: int) -> set[str]:
 
 
 def test_records_from_before_the_first_model_get_a_verdict_and_bad_ones_a_dead_letter(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any], ask: Any
 ) -> None:
     service = Service(check_settings(stream.content()))
     with running(service):
@@ -81,7 +56,7 @@ def test_records_from_before_the_first_model_get_a_verdict_and_bad_ones_a_dead_l
 
 
 def test_a_trainer_killed_with_9_is_replaced_while_scoring_goes_on(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
 ) -> None:
     settings = check_settings(stream.content(training={"every": "1s"}))
     service = Service(settings)
@@ -104,7 +79,7 @@ def test_a_trainer_killed_with_9_is_replaced_while_scoring_goes_on(
 
 
 def test_a_trainer_that_hangs_is_killed_and_replaced(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
 ) -> None:
     service = Service(check_settings(stream.content(training={"hang_timeout": "5s"})))
     with running(service):
@@ -120,7 +95,7 @@ def test_a_trainer_that_hangs_is_killed_and_replaced(
 
 
 def test_a_trainer_that_dies_of_lack_of_memory_never_stops_scoring(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
 ) -> None:
     with running(Service(check_settings(stream.content()))):
         stream.produce(make_values(400))
@@ -135,7 +110,7 @@ def test_a_trainer_that_dies_of_lack_of_memory_never_stops_scoring(
 
 
 def test_a_scorer_killed_with_9_resumes_without_a_missing_record(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
 ) -> None:
     with running(Service(check_settings(stream.content()))):
         stream.produce(make_values(400))
@@ -157,7 +132,7 @@ def test_a_scorer_killed_with_9_resumes_without_a_missing_record(
 
 
 def test_sigterm_finishes_commits_and_exits_0_within_10_s(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any]
 ) -> None:
     stream.produce(make_values(600))
     process = start(["run"], stream.write_settings())
@@ -205,7 +180,7 @@ def test_an_output_topic_that_does_not_exist_is_named_before_anything_is_read(
 
 
 def test_a_broker_that_is_not_there_is_waited_for_alive_and_not_ready(
-    stream: Stream, wait_until: Callable[..., Any], ask: Any, free_port: int
+    running: Any, stream: Stream, wait_until: Callable[..., Any], ask: Any, free_port: int
 ) -> None:
     nowhere = f"127.0.0.1:{free_port}"
     service = Service(check_settings(stream.content(kafka={"bootstrap_servers": nowhere, "connect_timeout": "1s"})))
@@ -219,7 +194,7 @@ def test_a_broker_that_is_not_there_is_waited_for_alive_and_not_ready(
 
 
 def test_a_schema_that_fits_no_record_holds_with_the_reason_and_commits_nothing(
-    stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any], ask: Any
+    running: Any, stream: Stream, make_values: Callable[..., list[bytes]], wait_until: Callable[..., Any], ask: Any
 ) -> None:
     stream.produce(make_values(400))
     wrong = {"fields": [{"name": "durations"}]}

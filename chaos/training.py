@@ -61,7 +61,7 @@ def slow_trainer(bench: Bench, rng: random.Random, result: Result) -> None:
     settings = bench.with_settings(
         input={"session_timeout": "1500ms", "max_poll_interval": "2s"},
         output={"flush_timeout": "1s"},
-        training={"representation": "goad", "representation_options": {"n_steps": 12_000}, "hang_timeout": "2m"},
+        training={"representation": "goad", "representation_options": {"n_steps": 6_000}, "hang_timeout": "2m"},
         http={"scorer_port": port, "trainer_port": trainer_port},
     )
     bench.publish(make_models(1)[0])

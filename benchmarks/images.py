@@ -273,7 +273,7 @@ def config_of(
 
 
 def _quick(config: TrainingConfig) -> dict[str, Any]:
-    return {} if config.representation == "pixels" else {"n_epochs": 1, "width": 4}
+    return {} if config.representation == "pixels" else {"n_epochs": 1, "width": 8}
 
 
 def _measured(unit: Unit, device: str, deadline: float) -> Mapping[str, Any]:

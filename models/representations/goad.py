@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.blocks import by_blocks
+from models.blocks import BLOCK_ROWS, FEW_ROWS, are_alike, by_blocks
 from models.occ.flattening import whole_tiles
 from models.state import State
 
@@ -131,7 +131,8 @@ class Goad:
     def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the outputs of f, ``(n, M, width)``, for ``(n, d)`` rows."""
         folded = self._first_layer()
-        return by_blocks(lambda block: self._embed_block(block, folded), X)
+        n_rows = BLOCK_ROWS if are_alike() else FEW_ROWS
+        return by_blocks(lambda block: self._embed_block(block, folded), X, n_rows=n_rows)
 
     def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how a change of the embedding's every part by `dZ` ``(n, M, width)`` pulls at the rows ``(n, d)``.
@@ -209,7 +210,8 @@ class Goad:
         for weight, bias in rest:
             other = LEAK * hidden
             np.maximum(hidden, other, out=hidden)
-            np.matmul(hidden.reshape(-1, width), weight.T, out=other.reshape(-1, width))
+            shape = (-1, width) if are_alike() else (n, m, width)  # one product, or one for each row
+            np.matmul(hidden.reshape(shape), weight.T, out=other.reshape(shape))
             hidden = other
             hidden += np.tile(bias, m)
         features: NDArray[np.float32] = np.maximum(hidden, LEAK * hidden, out=hidden)

@@ -138,7 +138,7 @@ def pictures(make_pictures: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("preset", ["pixels", "cutpaste"])
 def test_pictures_are_rows_too(preset: str, pictures: np.ndarray) -> None:
-    options = {"width": 4, "head_width": 8, "n_epochs": 1, "batch_rows": 16} if preset == "cutpaste" else None
+    options = {"width": 8, "head_width": 8, "n_epochs": 1, "batch_rows": 16} if preset == "cutpaste" else None
     detector = SRRDetector(preset, representation_options=options, random_state=0, device="cpu").fit(pictures)
     assert detector.model_.fields == ("image",)
     assert detector.n_features_in_ == 16 * 16
@@ -167,7 +167,7 @@ def test_grey_pictures_need_no_axis_of_channels(pictures: np.ndarray) -> None:
 
 def test_the_same_random_state_gives_the_same_scores_of_pictures(make_pictures: Any) -> None:
     colour = make_pictures(60, n_channels=3)[0]
-    options = {"width": 4, "head_width": 8, "n_epochs": 1, "batch_rows": 16}
+    options = {"width": 8, "head_width": 8, "n_epochs": 1, "batch_rows": 16}
     detector = SRRDetector("cutpaste", representation_options=options, random_state=3, device="cpu")
     np.testing.assert_array_equal(detector.fit(colour).decision_scores_, clone(detector).fit(colour).decision_scores_)
     assert detector.n_features_in_ == 16 * 16 * 3

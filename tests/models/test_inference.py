@@ -179,7 +179,7 @@ def with_defect(picture: NDArray[np.uint8], rng: np.random.Generator, side: int)
 LOCAL: dict[str, dict[str, Any]] = {
     "pixels": {},
     "cutpaste": {
-        "width": 4,
+        "width": 8,
         "head_width": 16,
         "stem": "half",
         "layer": 2,  # places are those of stage 1, 16 x 16; later ones know better what is odd than where
@@ -241,7 +241,7 @@ def test_the_file_of_a_model_of_this_project_is_an_encoder_and_half_precision_is
     tmp_path: Path, make_pictures: Any
 ) -> None:
     X, _ = make_pictures(40)
-    options = {"width": 4, "head_width": 8, "batch_rows": 8, "n_epochs": 1, "l2_normalise": False}
+    options = {"width": 8, "head_width": 8, "batch_rows": 8, "n_epochs": 1, "l2_normalise": False}
     config = TrainingConfig(representation="cutpaste", representation_options=options, classifier="gde")
     model = train({"image": X}, config, seed=0, device="cpu").model
     save(model, tmp_path / "model")
@@ -457,7 +457,7 @@ def test_frozen_features_are_scored_as_the_classifier_scores_them(tmp_path: Path
 def test_on_another_device_or_with_other_threads_an_encoder_embeds_alike(tmp_path: Path) -> None:
     X = pictures(9)
     safetensors.torch.save_file(network().state_dict(), tmp_path / "encoder.safetensors")
-    options: dict[str, Any] = {"width": 4, "head_width": 8, "batch_rows": 8}
+    options: dict[str, Any] = {"width": 8, "head_width": 8, "batch_rows": 8}
     for encoder in (
         frozen(tmp_path / "encoder.safetensors", X),
         CutPaste(**options).fit(X, np.random.default_rng(0)),

@@ -24,7 +24,7 @@ from models.preprocessing import row_count
 from models.state import State
 from models.training import Trained, TrainingConfig, train
 
-TINY: dict[str, Any] = {"width": 4, "batch_rows": 16, "n_epochs": 1}
+TINY: dict[str, Any] = {"width": 8, "batch_rows": 16, "n_epochs": 1}
 QUICK = {
     "pixels": TrainingConfig(representation="pixels", classifier="gde"),
     "cutpaste": TrainingConfig(

@@ -120,7 +120,7 @@ def test_what_the_papers_recipes_for_pictures_share_is_in_the_networks_and_augme
 
 
 QUICK_PICTURES = {
-    "width": 4,
+    "width": 8,
     "head_width": 8,
     "head_layers": 1,
     "head_outputs": 4,

@@ -18,7 +18,7 @@ from models.representations.goad import LEAK, Goad
 from models.state import State
 
 QUICK: dict[str, Any] = {"n_transforms": 8, "n_steps": 60, "batch_rows": 32}
-TINY: dict[str, Any] = {"width": 4, "batch_rows": 8, "n_epochs": 1, "steps_per_epoch": 3}
+TINY: dict[str, Any] = {"width": 8, "batch_rows": 8, "n_epochs": 1, "steps_per_epoch": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
     "identity": {},
     "goad": QUICK,
@@ -247,7 +247,7 @@ def test_pictures_that_are_not_square_cannot_be_turned(name: str, options: dict[
     pictures = made_rows((16, 24, 1))[:8]
     with pytest.raises(ValueError, match=rf"{name}.* takes square pictures, .*; these are 16 x 24 pixels"):
         fitted(name, pictures, **options)
-    assert fitted("contrastive", pictures, distribution_augmented=False).embed(pictures).shape == (8, 32)
+    assert fitted("contrastive", pictures, distribution_augmented=False).embed(pictures).shape == (8, 64)
 
 
 def test_an_encoder_that_refused_its_pictures_can_be_fitted_to_others() -> None:
@@ -256,7 +256,7 @@ def test_an_encoder_that_refused_its_pictures_can_be_fitted_to_others() -> None:
         rotation.fit(made_rows((16, 24, 1)), np.random.default_rng(0))
     with pytest.raises(RuntimeError, match="not fitted"):
         rotation.embed(made_rows((16, 24, 1)))
-    assert rotation.fit(made_rows((16, 16, 1)), np.random.default_rng(0)).embed(made_rows((16, 16, 1))).shape[1] == 32
+    assert rotation.fit(made_rows((16, 16, 1)), np.random.default_rng(0)).embed(made_rows((16, 16, 1))).shape[1] == 64
 
 
 @pytest.mark.parametrize(

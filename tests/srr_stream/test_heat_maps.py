@@ -464,7 +464,7 @@ def settings_of(stream: Stream, **overrides: Mapping[str, Any]) -> dict[str, Any
             },
             "training": {
                 "representation": "cutpaste",
-                "representation_options": {"n_epochs": 1, "width": 4, "head_width": 8},
+                "representation_options": {"n_epochs": 1, "width": 8, "head_width": 8},
             },
             "threshold": {"false_alarm_rate": 0.05},
             "gate": {"mode": "off"},

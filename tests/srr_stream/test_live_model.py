@@ -226,7 +226,7 @@ def test_a_canary_survives_the_way_through_json(bench: Bench) -> None:
 def model_of_pictures() -> Model:
     pictures = np.random.default_rng(0).integers(0, 256, size=(200, 20, 24, 3), dtype=np.uint8)
     config = TrainingConfig(
-        representation="cutpaste", representation_options={"width": 4, "n_epochs": 1, "head_width": 8}, classifier="gde"
+        representation="cutpaste", representation_options={"width": 8, "n_epochs": 1, "head_width": 8}, classifier="gde"
     )
     return train({"photo": pictures}, config, seed=0, device="cpu").model
 

@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
+LEARNING := models consumers tests/models tests/consumers tests/benchmarks tests/simulation
 
-.PHONY: help demo test test-slow test-gpu chaos chaos-short soak lint format constraints clean
+.PHONY: help demo test test-learning test-stream test-slow test-gpu chaos chaos-short soak lint format constraints clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -12,8 +14,14 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEMO="--dataset thyroid" for options)
 	$(BIN)/srr-stream demo $(DEMO)
 
-test: $(INSTALLED)  ## The whole default suite
-	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
+test: $(INSTALLED)  ## The whole default suite, in two halves at once: much of it waits for brokers
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-learning test-stream
+
+test-learning: $(INSTALLED)  ## Half of it: models, consumers, benchmarks, the simulator
+	$(PYTEST) $(LEARNING)
+
+test-stream: $(INSTALLED)  ## The other half: everything else
+	$(PYTEST) srr_stream tests $(LEARNING:%=--ignore=%)
 
 test-slow: $(INSTALLED)  ## What takes minutes
 	$(BIN)/python -m pytest -m slow

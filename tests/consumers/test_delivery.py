@@ -275,6 +275,9 @@ def test_a_member_that_stays_keeps_its_partitions_through_a_long_batch(topics: T
     topics.produce(5)
     source = topics.source(max_poll_interval_s=6.0)
     raw = read_until(source, 5)
+    settled = time.monotonic() + 2.5
+    while time.monotonic() < settled:  # until it has looked at the new topic twice more, and joined again if it must
+        assert source.poll(0.1) == []
     generation = source.membership.generation_id
     until = time.monotonic() + 8.0
     while time.monotonic() < until:

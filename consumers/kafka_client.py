@@ -99,8 +99,8 @@ def connect(client: Callable[..., T], connection: Mapping[str, Any], **options: 
         why = attempts.last
         if not isinstance(error, KafkaTimeoutError) or why is None:
             raise
-        if attempts.refusal is not None:  # it came in the last moment
-            raise attempts.refusal from why
+        if attempts.outcome is not None:
+            raise attempts.outcome from why
         raise (why if isinstance(why, KafkaError) else KafkaConnectionError(str(why))) from error
     for net in opened:
         net._manager.attempts = None

@@ -114,8 +114,20 @@ class Attempts:
         if refusal is None and hung_up and self._n_hung_up >= _HANG_UPS:
             refusal = BrokerUnavailable(hung_up)
         if refusal is not None and self.refusal is None:
-            self.refusal = type(refusal)(f"{self._where}: {refusal}")
-            self.refusal.__cause__ = error
+            self.refusal = self._said(refusal, error)
+
+    @property
+    def outcome(self) -> ConsumersError | None:
+        """Why, when time is over: the refusal, or that the broker hung up; None if neither is known."""
+        hung_up = _hung_up(self.last, self._connection) if self.last is not None else None
+        if self.refusal is None and self.last is not None and hung_up:
+            return self._said(BrokerUnavailable(hung_up), self.last)
+        return self.refusal
+
+    def _said(self, refusal: ConsumersError, error: Exception) -> ConsumersError:
+        said = type(refusal)(f"{self._where}: {refusal}")
+        said.__cause__ = error
+        return said
 
 
 def _refusal(error: Exception, connection: Mapping[str, Any]) -> ConsumersError | None:
@@ -183,7 +195,9 @@ def _hung_up(error: Exception, connection: Mapping[str, Any]) -> str:
     """Say what it may mean that the broker hung up without a word; empty if it did not."""
     protocol = connection.get("security_protocol", "PLAINTEXT")
     text = str(error)
-    if "Handshake failed" in text and isinstance(error.__context__, ssl.SSLEOFError | ConnectionError):
+    if "Handshake failed" in text and isinstance(
+        error.__context__, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError
+    ):
         return (
             f"the broker hangs up during the TLS handshake; kafka.security_protocol is {protocol}: if this port does "
             f"not speak TLS, {_OTHER_PORT}"

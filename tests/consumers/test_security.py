@@ -39,7 +39,7 @@ from consumers.oauth import ClientCredentials, token_provider
 from consumers.records import BadRecord, StoredRecord, Verdicts
 from consumers.sinks.kafka import KafkaSink
 from consumers.sources.kafka import KafkaSource
-from consumers.trust import Secret
+from consumers.trust import Attempts, Secret
 from srr_stream.broker import free_port
 from srr_stream.dead_letters import DeadLetters
 from srr_stream.ledger_reader import read_books
@@ -744,3 +744,19 @@ def test_no_secret_is_in_a_log_an_error_or_a_dump(
     shown += [record.getMessage() + repr(record.args) for record in caplog.records]
     secrets = (password, endpoint.secret, token, token.split(".")[1], basic)
     assert not [text for text in shown if any(secret in text for secret in secrets)]
+
+
+@pytest.mark.parametrize(
+    "end", [ssl.SSLEOFError(8, "EOF"), ssl.SSLZeroReturnError(6, "closed"), ConnectionResetError()]
+)
+def test_a_broker_that_hung_up_once_before_time_was_over_is_told_too(end: Exception) -> None:
+    from kafka.errors import KafkaConnectionError
+
+    if isinstance(end, ssl.SSLError):
+        end.reason = "EOF"  # as the library's own have
+    attempts = Attempts({"security_protocol": "SSL"}, where="kafka:9094")
+    error = KafkaConnectionError(f"Handshake failed: {end}")
+    error.__context__ = end
+    attempts.note(error)
+    assert attempts.refusal is None
+    assert "kafka:9094: the broker hangs up during the TLS handshake" in str(attempts.outcome)

@@ -614,6 +614,7 @@ def _check_doubles(answers: _Answers, mode: Mode, rows: _Rows, found: _Found) ->
     entries = entries[answers.n[answers.row[entries]] > 1]
     if not len(entries):
         return
+    entries = entries[np.lexsort((output.to_offset[entries], output.to_partition[entries]))]
     _, first, inverse = np.unique(answers.row[entries], return_index=True, return_inverse=True)
     n_more = len(entries) - len(first)
 

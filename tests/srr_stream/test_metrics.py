@@ -34,6 +34,12 @@ SCORER = {
     "srr_model_loaded_timestamp_seconds": set(),
     "srr_model_window_records": set(),
     "srr_drift_statistic": {"detector"},
+    "srr_records_skipped_total": {"topic", "partition"},
+    "srr_reconnects_total": {"cause"},
+    "srr_rollbacks_total": {"cause"},
+    "srr_shadow_records_total": {"verdict"},
+    "srr_shadow_flagged_ratio": {"model"},
+    "srr_probation_flagged_ratio": {"model"},
 }
 
 TRAINER = {
@@ -44,6 +50,8 @@ TRAINER = {
     "srr_training_contamination_ratio": set(),
     "srr_ensemble_agreement_ratio": set(),
     "srr_gate_decisions_total": {"decision"},
+    "srr_gate_check": {"check"},
+    "srr_training_forgotten_ratio": set(),
 }
 """Name → labels: dashboards and alerting rules of users stand on these."""
 

@@ -1,6 +1,7 @@
 """How verdicts and the progress behind them become durable together: the two promises.
 
-``at_least_once``: verdicts first, offsets behind them. A crash in between gives doubles, which are equal in every byte.
+``at_least_once``: verdicts first, offsets behind them. A crash in between gives doubles; those by the
+same model version are equal in every byte.
 ``exactly_once``: both in one transaction. Nobody who reads what is committed sees a half of it, or a double.
 """
 

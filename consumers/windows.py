@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.chunks import in_chunks
 from consumers.decoding import Decoder
 from consumers.logs import Log, OffsetRange
-from consumers.records import Batch, Position, RawRecord, StoredRecord
+from consumers.records import Batch, Position, StoredRecord
 
 Mode = Literal["latest", "span", "sample"]
 
@@ -156,7 +157,8 @@ class WindowReader:
         """Read the window that these slices make."""
         batches: list[Batch] = []
         bad_reasons: Counter[str] = Counter()
-        for chunk in _chunks(record for offsets in ranges for record in self._log.read(offsets)):
+        records = (record for offsets in ranges for record in self._log.read(offsets))
+        for chunk in in_chunks(records, n_records=_CHUNK, n_bytes=_CHUNK_BYTES):
             decoded = self._decoder.decode(chunk)
             batches.append(_without_files(decoded.batch))
             bad_reasons.update(bad.reason for bad in decoded.bad)
@@ -174,19 +176,6 @@ class WindowReader:
         begins = self._log.beginnings()  # asked for last: partitions are added, never taken away
         extent = {position: (begins[position], max(end, begins[position])) for position, end in ends.items()}
         return {position: begin for position, (begin, _) in extent.items()}, {p: end for p, (_, end) in extent.items()}
-
-
-def _chunks(records: Iterator[RawRecord]) -> Iterator[list[RawRecord]]:
-    chunk: list[RawRecord] = []
-    n_bytes = 0
-    for record in records:
-        chunk.append(record)
-        n_bytes += len(record.value or b"")
-        if len(chunk) == _CHUNK or n_bytes >= _CHUNK_BYTES:
-            yield chunk
-            chunk, n_bytes = [], 0
-    if chunk:
-        yield chunk
 
 
 def _without_files(batch: Batch) -> Batch:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from consumers.chunks import in_chunks
 from consumers.errors import ConsumersError, NotAuthorized, SinkError
 from consumers.kafka_client import connect, servers, translated
 from srr_stream.errors import NoDeadLetter
@@ -227,7 +228,7 @@ class DeadLetters:
             reader, inputs = stack.enter_context(self._reading()), stack.enter_context(self._reading())
             result, notes = Requeued(), self._notes(ids)
             letters = self._wanted(reader, frozenset(ids), reason, notes, result)
-            for chunk in _chunks(self._sendable(letters, inputs, result)):
+            for chunk in in_chunks(self._sendable(letters, inputs, result), n_records=_AT_ONCE, n_bytes=_AT_ONCE_BYTES):
                 if sender is None:
                     result.sent += [letter.id for letter in chunk]
                 else:
@@ -447,16 +448,3 @@ def _close(producer: KafkaProducer) -> None:
         producer.close(timeout=0)
     except KafkaError:  # it insists on flushing; without a broker it would try for ever in its thread
         producer._sender.force_close()
-
-
-def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    chunk: list[DeadLetter] = []
-    n_bytes = 0
-    for letter in letters:
-        chunk.append(letter)
-        n_bytes += len(letter.value or b"")
-        if len(chunk) == _AT_ONCE or n_bytes >= _AT_ONCE_BYTES:
-            yield chunk
-            chunk, n_bytes = [], 0
-    if chunk:
-        yield chunk

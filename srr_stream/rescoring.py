@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from consumers.chunks import in_chunks
 from srr_stream.errors import ModelRefused
 from srr_stream.ledger import N_EXAMPLES, Example, Finding, Kind, Output, Place, lies_at
 from srr_stream.ledger_reader import Judgements
@@ -90,7 +92,7 @@ class Rescorer:
             mine = np.flatnonzero(verdicts.is_visible & (verdicts.place == index))
             mine = mine[np.argsort(verdicts.offset[mine], kind="stable")]
             n_before = result.n
-            for chunk in _chunks(records(place)):
+            for chunk in in_chunks(chain.from_iterable(records(place)), n_records=_AT_ONCE, n_bytes=_AT_ONCE_BYTES):
                 wanted = [record for record in chunk if _has(verdicts.offset[mine], record.offset)]
                 if wanted:
                     self._check_chunk(wanted, mine, result)
@@ -153,20 +155,6 @@ class Rescorer:
                 except ModelRefused as error:
                     self._models[version] = f"version {version} is refused: {error}"
         return self._models[version]
-
-
-def _chunks(polled: Iterator[Sequence[RawRecord]]) -> Iterator[list[RawRecord]]:
-    chunk: list[RawRecord] = []
-    n_bytes = 0
-    for records in polled:
-        for record in records:
-            chunk.append(record)
-            n_bytes += len(record.value or b"")
-            if len(chunk) == _AT_ONCE or n_bytes >= _AT_ONCE_BYTES:
-                yield chunk
-                chunk, n_bytes = [], 0
-    if chunk:
-        yield chunk
 
 
 def _has(ascending: NDArray[np.int64], offset: int) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers import windows
+from consumers.chunks import in_chunks
 from consumers.decoding import ImageDecoder, JsonDecoder
 from consumers.logs import MemoryLog, OffsetRange
 from consumers.records import Field, FieldKind, ImageSpec, Position, RecordSchema, StoredRecord
@@ -214,9 +215,7 @@ def test_a_window_without_pictures_has_their_shape(values: list[bytes]) -> None:
     assert (batch.columns["photo"].shape, batch.columns["photo"].dtype) == ((0, 2, 3, 1), np.uint8)
 
 
-def test_records_are_decoded_in_chunks_of_so_many_or_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "_CHUNK", 4)
-    monkeypatch.setattr(windows, "_CHUNK_BYTES", 10)
+def test_records_are_decoded_in_chunks_of_so_many_or_so_many_bytes() -> None:
     sizes = [1, 1, 1, 1, 20, 3, 3, 3, 3, 1]
     records = [StoredRecord("t", 0, i, 0, None, bytes(size)) for i, size in enumerate(sizes)]
-    assert [len(chunk) for chunk in windows._chunks(iter(records))] == [4, 1, 4, 1]
+    assert [len(chunk) for chunk in in_chunks(iter(records), n_records=4, n_bytes=10)] == [4, 1, 4, 1]

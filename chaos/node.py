@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,34 +20,30 @@ class KafkaDidNotStart(Exception):
     """The node did not come up; the end of its log is the message."""
 
 
-class KafkaNode:
-    """A broker with its data in `folder`.
+class Node:
+    """A broker with its data in `folder`, up when the constructor returns.
 
     Parameters
     ----------
     home
         An unpacked release of Apache Kafka.
-    extra
-        Further settings of the server.
+    settings
+        Of the server, over those here; ``listeners`` must be among them.
+    formatting
+        Further arguments for the formatting of its storage.
     """
 
-    def __init__(self, home: Path, folder: Path, extra: Mapping[str, str] | None = None) -> None:
+    bootstrap_servers: str
+
+    def __init__(self, home: Path, folder: Path, settings: Mapping[str, str], *formatting: str) -> None:
         self._home = home
         self._log_path = folder / "server.log"
         self._config = folder / "server.properties"
         controller = free_port()
-        self.bootstrap_servers = f"127.0.0.1:{free_port()}"
-        self.proxied_port = free_port()
-        """Where clients of the listener ``PROXIED`` are told to come: for a proxy that is put there."""
-        self._proxied_inner = free_port()
-        listeners = f"PLAINTEXT://{self.bootstrap_servers}"
-        settings = {
+        whole = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"{listeners},PROXIED://127.0.0.1:{self._proxied_inner},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"{listeners},PROXIED://127.0.0.1:{self.proxied_port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(folder / "data"),
             "offsets.topic.replication.factor": "1",
@@ -56,24 +54,19 @@ class KafkaNode:
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
-            "group.min.session.timeout.ms": "1000",
-            # What a killed writer left open is taken back soon after its timeout, not up to ten seconds later.
-            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
             "auto.create.topics.enable": "false",
             # After a hard kill the node may register again at once instead of waiting out its old session.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
-            **(extra or {}),
+            "advertised.listeners": settings["listeners"],
+            **settings,
+            "listeners": f"{settings['listeners']},CONTROLLER://127.0.0.1:{controller}",
         }
-        self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        cluster_id = self._storage("random-uuid").stdout.split()[-1]
-        self._storage("format", "-t", cluster_id, "-c", str(self._config))
+        self._config.write_text("".join(f"{name}={value}\n" for name, value in whole.items()))
+        # Made here: to ask Kafka for one takes seconds. A first byte of zeros keeps it from beginning like an option.
+        cluster_id = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
+        self._storage("format", "-t", cluster_id, "-c", str(self._config), *formatting)
         self.start()
-
-    @property
-    def proxied_target(self) -> tuple[str, int]:
-        """Where a proxy on `proxied_port` passes on to."""
-        return "127.0.0.1", self._proxied_inner
 
     def start(self) -> None:
         """Start the node and wait until it answers."""
@@ -130,3 +123,28 @@ class KafkaNode:
                 time.sleep(0.1)  # nothing announces that a server in another process is up
         self.close()
         raise KafkaDidNotStart(self._log_path.read_text()[-2000:])
+
+
+class KafkaNode(Node):
+    """A node with a second listener, for a proxy in front of it, that gives up silent members and writers soon."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        self.bootstrap_servers = f"127.0.0.1:{free_port()}"
+        self.proxied_port = free_port()
+        """Where clients of the listener ``PROXIED`` are told to come: for a proxy that is put there."""
+        self._proxied_inner = free_port()
+        own = f"PLAINTEXT://{self.bootstrap_servers}"
+        settings = {
+            "listeners": f"{own},PROXIED://127.0.0.1:{self._proxied_inner}",
+            "advertised.listeners": f"{own},PROXIED://127.0.0.1:{self.proxied_port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "group.min.session.timeout.ms": "1000",
+            # What a killed writer left open is taken back soon after its timeout, not up to ten seconds later.
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+        }
+        super().__init__(home, folder, settings)
+
+    @property
+    def proxied_target(self) -> tuple[str, int]:
+        """Where a proxy on `proxied_port` passes on to."""
+        return "127.0.0.1", self._proxied_inner

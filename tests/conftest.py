@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import signal
 import struct
 import subprocess
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from srr_stream.broker import EmbeddedBroker, create_topics, die_with_parent, free_port
-
-_START_S = 60.0
+from chaos.node import Node
+from srr_stream.broker import EmbeddedBroker, free_port
 
 
 @pytest.fixture(scope="session")
@@ -31,94 +27,7 @@ def embedded_broker() -> Iterator[EmbeddedBroker]:
         yield broker
 
 
-class _Node:
-    """One node of Apache Kafka (KRaft) with its data in `folder`: it can be killed, and started again."""
-
-    bootstrap_servers: str
-
-    def __init__(self, home: Path, folder: Path, settings: Mapping[str, str], *formatting: str) -> None:
-        self._home = home
-        self._log_path = folder / "server.log"
-        self._config = folder / "server.properties"
-        controller = free_port()
-        whole = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "controller.listener.names": "CONTROLLER",
-            "log.dirs": str(folder / "data"),
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
-            "group.initial.rebalance.delay.ms": "0",
-            "auto.create.topics.enable": "false",
-            # After a hard kill the node may register again at once instead of waiting out its old session.
-            "broker.session.timeout.ms": "2000",
-            "broker.heartbeat.interval.ms": "500",
-            "advertised.listeners": settings["listeners"],
-            **settings,
-            "listeners": f"{settings['listeners']},CONTROLLER://127.0.0.1:{controller}",
-        }
-        self._config.write_text("".join(f"{name}={value}\n" for name, value in whole.items()))
-        # Made here: to ask Kafka for one takes seconds. A first byte of zeros keeps it from beginning like an option.
-        cluster_id = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
-        self._storage("format", "-t", cluster_id, "-c", str(self._config), *formatting)
-        self.start()
-
-    def start(self) -> None:
-        """Start the node and wait until it answers."""
-        with self._log_path.open("ab") as server_log:
-            self._process = subprocess.Popen(
-                [self._home / "bin" / "kafka-server-start.sh", self._config],
-                stdin=subprocess.DEVNULL,
-                stdout=server_log,
-                stderr=server_log,
-                start_new_session=True,  # the script and its Java are ended together
-                preexec_fn=die_with_parent,
-            )
-        self._wait()
-
-    def create_topics(self, topics: Mapping[str, int]) -> None:
-        """Make topics, name → number of partitions."""
-        create_topics(self.bootstrap_servers, topics)
-
-    def kill(self) -> None:
-        """Kill it the hard way; its data stays."""
-        self._end(signal.SIGKILL)
-
-    def close(self) -> None:
-        """Stop it; twice is fine."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, how)
-        self._process.wait(30)
-
-    def _storage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self._home / "bin" / "kafka-storage.sh"), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-
-    def _wait(self) -> None:
-        from kafka.admin import KafkaAdminClient
-        from kafka.errors import KafkaError
-
-        until = time.monotonic() + _START_S
-        while time.monotonic() < until and self._process.poll() is None:
-            try:
-                KafkaAdminClient(bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=2000).close()
-                return
-            except KafkaError:
-                time.sleep(0.1)  # nothing announces that a server in another process is up
-        self.close()
-        pytest.fail(f"Apache Kafka did not start: {self._log_path.read_text()[-2000:]}")
-
-
-class ApacheKafka(_Node):
+class ApacheKafka(Node):
     """A node for everybody."""
 
     def __init__(self, home: Path, folder: Path) -> None:
@@ -136,7 +45,7 @@ class ApacheKafka(_Node):
         super().__init__(home, folder, settings)
 
 
-class SecureKafka(_Node):
+class SecureKafka(Node):
     """A node that takes named users over TLS and checks what each may do; `bootstrap_servers` is the operator's way in.
 
     Its certificate is for 127.0.0.1 and no other name. Users are those of `PASSWORDS`, whichever the mechanism; a

@@ -8,8 +8,8 @@ from typing import Protocol
 from consumers.records import BadRecord, Verdicts
 
 
-def _wait() -> None:
-    """Wait without anything to do meanwhile."""
+def just_wait() -> None:
+    """Have nothing to do while waiting."""
 
 
 class Sink(Protocol):
@@ -21,7 +21,7 @@ class Sink(Protocol):
     def write_bad(self, bad: Sequence[BadRecord]) -> None:
         """Take records that could not be read, each with its reason."""
 
-    def flush(self, while_waiting: Callable[[], None] = _wait) -> None:
+    def flush(self, while_waiting: Callable[[], None] = just_wait) -> None:
         """Return when everything taken is durable; raise `SinkError` if that is not known.
 
         A sink that is slow calls `while_waiting` meanwhile, about once a second.

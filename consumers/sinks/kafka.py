@@ -11,6 +11,7 @@ from consumers.access import check_access
 from consumers.errors import ConsumersError, MembershipLost, NotAuthorized, SinkError
 from consumers.kafka_client import connect, existing_partitions, make_consumer, servers, translated
 from consumers.records import BadRecord, Position, RawRecord, Verdicts
+from consumers.sinks import just_wait
 from consumers.sinks.serialization import (
     Header,
     alert_headers,
@@ -32,10 +33,6 @@ _LET_GO_S = 2.0
 _TICK_S = 1.0
 _OVERHEAD = 64 * 1024
 """Of a message, kept free beside a record for its key and what is said about it."""
-
-
-def _wait() -> None:
-    """Wait without anything to do meanwhile."""
 
 
 class KafkaSink:
@@ -170,7 +167,7 @@ class KafkaSink:
                 value = b""
             self._send(self._dead_letter_topic, record.raw, value, headers)
 
-    def flush(self, while_waiting: Callable[[], None] = _wait) -> None:
+    def flush(self, while_waiting: Callable[[], None] = just_wait) -> None:
         """Return when every record since the last flush is confirmed by all in-sync replicas.
 
         Raises
@@ -231,9 +228,7 @@ class KafkaSink:
         self._pending = []
         try:
             if self._is_open:
-                self._await(
-                    self._producer._transaction_manager.begin_abort(), time.monotonic() + _LET_GO_S, lambda: None
-                )
+                self._await(self._producer._transaction_manager.begin_abort(), time.monotonic() + _LET_GO_S, just_wait)
             self._producer.close(timeout=0)
         except KafkaError:  # it insists on flushing; without a broker it would try for ever in its thread
             self._producer._sender.force_close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from consumers.records import BadRecord, Verdicts
+from consumers.sinks import just_wait
 
 
 class MemorySink:
@@ -24,7 +25,7 @@ class MemorySink:
         """Take records that could not be read."""
         self._bad.extend(bad)
 
-    def flush(self, while_waiting: Callable[[], None] | None = None) -> None:
+    def flush(self, while_waiting: Callable[[], None] = just_wait) -> None:
         """Move what was taken to what is flushed."""
         self.flushed += self._verdicts
         self.flushed_bad += self._bad

@@ -12,6 +12,7 @@ import orjson
 
 from consumers.errors import SinkError
 from consumers.records import BadRecord, Verdicts
+from consumers.sinks import just_wait
 from consumers.sinks.serialization import dead_letter_headers, readable, verdict_bodies
 
 
@@ -52,7 +53,7 @@ class NdjsonSink:
             with self._translated():
                 self._bad_file.write(orjson.dumps(content, option=orjson.OPT_SORT_KEYS) + b"\n")
 
-    def flush(self, while_waiting: Callable[[], None] | None = None) -> None:
+    def flush(self, while_waiting: Callable[[], None] = just_wait) -> None:
         """Return when the lines are on the disk."""
         with self._translated():
             for file in (self._file, self._bad_file):

@@ -47,6 +47,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 _MOST = {"jitter": 0.5, "patch_jitter": 1, "min_scale": 1, "min_area": 1, "max_area": 1}
 """Of options that are shares. A hue jittered by 0.5 is any hue."""
+_LEAST = {"head_layers": 0, "steps_per_epoch": 0, "batch_rows": 2, "width": 8}
+"""Of options that count. A network of width 4 makes PyTorch 2.13 write beyond its memory on processors without AVX-512."""
 
 
 class Visual(ABC):
@@ -55,7 +57,7 @@ class Visual(ABC):
     Parameters
     ----------
     width
-        Channels of the encoder's first stage; 64 in the paper. Cost grows with its square.
+        Channels of the encoder's first stage, at least 8; 64 in the paper. Cost grows with its square.
     stem
         See :class:`models.nets.resnet.ResNet18`; ``auto``: ``full`` up to 64 pixels, else ``usual``.
     layer
@@ -280,7 +282,7 @@ def _check(options: Mapping[str, Any], defaults: Mapping[str, Any], choices: Cho
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; allowed: true or false")
         elif isinstance(default, int):
-            least = 0 if name in ("head_layers", "steps_per_epoch") else 2 if name == "batch_rows" else 1
+            least = _LEAST.get(name, 1)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {least} on")
         elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 <= value <= _MOST.get(name, 100):

@@ -264,7 +264,8 @@ def test_an_encoder_that_refused_its_pictures_can_be_fitted_to_others() -> None:
     [
         ("pixels", {"n_cells": 0}, "n_cells is 0; allowed: whole numbers from 1 to 64"),
         ("pixels", {"n_cells": True}, "n_cells is True; allowed: whole numbers from 1 to 64"),
-        ("rotation", {"width": 0}, "width is 0; allowed: whole numbers from 1 on"),
+        ("rotation", {"width": 0}, "width is 0; allowed: whole numbers from 8 on"),
+        ("cutpaste", {"width": 7}, "width is 7; allowed: whole numbers from 8 on"),
         ("rotation", {"head_layers": -1}, "head_layers is -1; allowed: whole numbers from 0 on"),
         ("rotation", {"batch_rows": 1}, "batch_rows is 1; allowed: whole numbers from 2 on"),
         ("rotation", {"n_epochs": True}, "n_epochs is True; allowed: whole numbers from 1 on"),

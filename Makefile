@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
+PYTEST := $(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not operate"
 LEARNING := models consumers tests/models tests/consumers tests/benchmarks tests/simulation
 
-.PHONY: help demo test test-learning test-stream test-slow test-gpu chaos chaos-short soak lint format constraints clean
+.PHONY: help demo test test-learning test-stream test-slow test-gpu operate chaos chaos-short soak lint format constraints clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test-slow: $(INSTALLED)  ## What takes minutes
 
 test-gpu: $(INSTALLED)  ## What needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+operate: $(INSTALLED)  ## The real chain: broker, service, Prometheus, Alertmanager, webhook, Chromium
+	$(BIN)/python -m pytest -m operate
 
 chaos: $(INSTALLED)  ## Kill, freeze, cut and fill up the real thing: all scenarios in both modes (CHAOS="kills --seed 1" for options)
 	$(BIN)/python -m chaos $(CHAOS)

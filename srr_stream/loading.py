@@ -126,9 +126,15 @@ def _contradictions(settings: Settings) -> list[str]:
             f"gate.reference_version: is {settings.gate.reference_version}; allowed: nothing with "
             "gate.max_forgotten_ratio: null, with which no reference is asked"
         )
+    if settings.api.token is not None and settings.api.token_file is not None:
+        problems.append("api.token: is set, and so is api.token_file; allowed: one of them")
+    if settings.api.token_file is not None and not settings.api.token_file.is_file():
+        problems.append(f"api.token_file: there is no file {str(settings.api.token_file)!r}")
     if not output.alerts_topic and not output.scores_topic:
         problems.append("output: verdicts would go nowhere; set output.alerts_topic, output.scores_topic or both")
-    written = [t for t in (output.alerts_topic, output.scores_topic, output.dead_letter_topic) if t]
+    written = [
+        t for t in (output.alerts_topic, output.scores_topic, output.dead_letter_topic, settings.labels.topic) if t
+    ]
     problems += [
         f"output: topic {topic!r} is also an input topic; verdicts would be read again as records; use another name"
         for topic in sorted(set(written) & set(settings.input.topics))
@@ -288,7 +294,7 @@ def _describe(detail: ErrorDetails) -> str:
 
 def _shown(path: str, given: object) -> str:
     """Show a wrong value, but never a secret, nor what may contain one."""
-    if path == "kafka" or any(word in path for word in ("password", "secret", "token_endpoint_url")):
+    if path == "kafka" or any(word in path for word in ("password", "secret", "token")):
         return f"a {type(given).__name__} (not shown)"
     shown = repr(given)
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -298,6 +298,45 @@ class HttpSettings(_Section):
     )
 
 
+class ApiSettings(_Section):
+    """The API and the review page, in a process of their own."""
+
+    enabled: bool = Setting(True, description="false: `run` starts none; `api` still does")
+    host: str = Setting("127.0.0.1", description="reading is open on a loopback address; elsewhere it needs the token")
+    port: Port = Setting(9110, description="0 takes a free one")
+    token: SecretStr | None = Setting(None, description="what changing needs; left out: one is made, see state_dir")
+    token_file: Path | None = Setting(None, description="read it from this file instead")
+    state_dir: Path = Setting(Path("var/srr-stream"), description="the index of flagged records, and a token if made")
+    keep_flagged: int = Setting(100_000, ge=100, description="flagged records that the index holds, the newest")
+    scorer_urls: tuple[PublicUrl, ...] = Setting(
+        (), description="endpoints of all scorers, asked for their state; left out: the one of this machine"
+    )
+    trainer_url: PublicUrl | None = Setting(None, description="endpoint of the trainer; left out: this machine's")
+    public_url: PublicUrl | None = Setting(None, description="where people reach the page: alerts link to it")
+
+
+class LabelSettings(_Section):
+    """What people say of flagged records."""
+
+    topic: str | None = Setting(None, description="compacted topic that keeps labels; left out: there are none")
+
+
+class LogSettings(_Section):
+    """How the processes log, to standard error."""
+
+    format: Literal["auto", "console", "json"] = Setting(
+        "auto", description="auto: for people on a terminal, JSON elsewhere"
+    )
+    repeat_limit: int = Setting(5, ge=1, description="the same message so often a window, then it is only counted")
+    repeat_window: Duration = timedelta(minutes=1)
+
+
+class TracingSettings(_Section):
+    """OpenTelemetry; where spans go is said by its own OTEL_* variables."""
+
+    enabled: bool = Setting(False, description="a span a flagged record, below the traceparent of its headers")
+
+
 class Settings(BaseSettings):
     """Everything, as read from one YAML file with ``SRR__SECTION__KEY`` of the environment over it."""
 
@@ -317,6 +356,10 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     registry: RegistrySettings = RegistrySettings()
     http: HttpSettings = HttpSettings()
+    api: ApiSettings = ApiSettings()
+    labels: LabelSettings = LabelSettings()
+    log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,7 @@
 
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=s3,gcs,images
+ARG EXTRAS=s3,gcs,images,otel,plots
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/srr-stream
@@ -32,10 +32,10 @@ ENV PATH=/opt/srr-stream/bin:$PATH \
     HOME=/tmp \
     HEALTH_PORT=9108
 USER 10001:10001
-# A registry without a full URL lies here; nothing else is written but /tmp.
+# Registry and api.state_dir, if they have no full path, lie here; nothing else is written but /tmp.
 WORKDIR /var/lib/srr-stream
 VOLUME /var/lib/srr-stream
-EXPOSE 9108 9109
+EXPOSE 9108 9109 9110
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['HEALTH_PORT'] + '/livez', timeout=4)"]
 ENTRYPOINT ["srr-stream"]

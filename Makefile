@@ -3,10 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not operate"
-LEARNING := models consumers tests/models tests/consumers tests/benchmarks tests/simulation
 
-.PHONY: help demo test test-learning test-stream test-slow test-gpu operate chaos chaos-short soak lint format constraints clean
+.PHONY: help demo test test-slow test-gpu operate chaos chaos-short soak lint format docs constraints clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,14 +12,8 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEMO="--dataset thyroid" for options)
 	$(BIN)/srr-stream demo $(DEMO)
 
-test: $(INSTALLED)  ## The whole default suite, in two halves at once: much of it waits for brokers
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-learning test-stream
-
-test-learning: $(INSTALLED)  ## Half of it: models, consumers, benchmarks, the simulator
-	$(PYTEST) $(LEARNING)
-
-test-stream: $(INSTALLED)  ## The other half: everything else
-	$(PYTEST) srr_stream tests $(LEARNING:%=--ignore=%)
+test: $(INSTALLED)  ## The whole default suite, three tests at once: much of it waits for brokers
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not gpu and not chaos and not operate"
 
 test-slow: $(INSTALLED)  ## What takes minutes
 	$(BIN)/python -m pytest -m slow
@@ -51,6 +43,9 @@ lint: $(INSTALLED)  ## Style, types, directions of imports, Dockerfile, Promethe
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## Write the pages of docs that come from the code: metrics, settings, commands, routes
+	$(BIN)/python -m docs.generate
 
 constraints:  ## Write constraints.txt anew from the newest releases that pyproject.toml allows
 	$(PYTHON) -m venv var/constraints

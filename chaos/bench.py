@@ -162,6 +162,7 @@ class Bench:
             "gate": {"mode": "off"},
             "registry": {"url": str(folder / f"{self.topic}-registry"), "poll_every": "100ms"},
             "http": {"host": "127.0.0.1", "scorer_port": 0, "trainer_port": 0},
+            "api": {"enabled": False},
         }
         self._content = content
         self._content = self._with(overrides)

@@ -78,7 +78,7 @@ def check_access(
         If no broker answers.
     """
     topics = sorted({*reads, *writes})
-    with translated(where, transactional_id=transactional_id), _asking(connection) as (manager, run):
+    with translated(where, transactional_id=transactional_id), asking(connection) as (manager, run):
         found = run(_topics, manager, topics) if topics else {}
         lacking = [Right("Read", "topic", topic) for topic in reads if _READ not in found.get(topic, _ALL)]
         lacking += [Right("Write", "topic", topic) for topic in writes if _WRITE not in found.get(topic, _ALL)]
@@ -95,7 +95,7 @@ def check_access(
 
 
 @contextmanager
-def _asking(connection: Mapping[str, Any]) -> Iterator[tuple[KafkaConnectionManager, _Run]]:
+def asking(connection: Mapping[str, Any]) -> Iterator[tuple[KafkaConnectionManager, _Run]]:
     """Give a connection manager that belongs to no consumer or producer, and what runs a question on it."""
 
     def open_net(

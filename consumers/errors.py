@@ -8,7 +8,7 @@
     ├── NotAuthorized       operator: wrong credentials, or rights that are missing
     ├── SinkError           operator: verdicts could not be made durable; nothing behind them may be committed
     ├── SourceError         operator: a file cannot be read
-    └── LibraryMissing      operator: a library that these records need is not installed; the message names the extra
+    └── LibraryMissing      operator: a library that is needed is not installed; the message names the extra
 
 A bad record is no exception: see :class:`consumers.records.BadRecord`.
 """
@@ -58,4 +58,4 @@ class SourceError(ConsumersError):
 
 
 class LibraryMissing(ConsumersError):
-    """A library that these records need is not installed."""
+    """A library that these records, or these settings, need is not installed."""

@@ -323,14 +323,28 @@ class Verdicts:
     severity: NDArray[np.float64]
     """log p / log α, ``(n,)``; 1.0 is the boundary for every model."""
     flagged: NDArray[np.bool_]
-    """severity ≥ 1, ``(n,)``."""
+    """severity ≥ 1, ``(n,)``, but for rows of `known_normals`."""
     contributions: Mapping[int, Sequence[Contribution]] = field(default_factory=dict)
     """Row → its top fields, greatest first. Only flagged rows have them."""
     heat_maps: Mapping[int, str] = field(default_factory=dict)
     """Row → where a picture of what caused its score is to be had. Only flagged rows of pictures have one."""
+    trace_headers: Mapping[int, Sequence[tuple[str, bytes | None]]] = field(default_factory=dict)
+    """Row → headers that its alert is given beside its own, such as ``traceparent``. Only flagged rows have them."""
+
+    known_normals: Mapping[int, str] = field(default_factory=dict)
+    """Row → the event id of a record near it that a person marked normal: so it is not flagged, though severity ≥ 1."""
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    @property
+    def flagged_by_model(self) -> NDArray[np.bool_]:
+        """severity ≥ 1, ``(n,)``, whatever people say: what a watch over the model must see."""
+        if not self.known_normals:
+            return self.flagged
+        flagged = self.flagged.copy()
+        flagged[list(self.known_normals)] = True
+        return flagged
 
 
 def _plain(value: Any, kind: FieldKind) -> float | bool | str | None:

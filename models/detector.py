@@ -105,6 +105,15 @@ class Model:
             X, self.preprocessor, cast(FieldRepresentation, self.representation), self.classifier
         )
 
+    def coordinates(self, columns: Columns) -> NDArray[np.float32]:
+        """Return rows as points that lie near each other where the model sees records that are alike, ``(n, d)``.
+
+        Of fields the scaled columns, of pictures the embedding. Equal rows have equal coordinates, in any batch.
+        """
+        X = self.preprocessor.transform(columns)
+        Z = self.representation.embed(X) if self.takes_pictures else X
+        return np.ascontiguousarray(Z.reshape(len(Z), -1), dtype=np.float32)
+
     @property
     def takes_pictures(self) -> bool:
         """Whether its rows are pictures, of which it knows :meth:`heat_maps`."""

@@ -54,6 +54,27 @@ def precision_recall_f1(is_anomaly: NDArray[np.bool_], flagged: NDArray[np.bool_
     return precision, recall, f1
 
 
+def precision_at(is_anomaly: NDArray[np.bool_], score: NDArray[np.float64], k: int) -> float:
+    """Return the share of anomalies among the `k` highest scores; of equal scores at the edge each counts its share.
+
+    Raises
+    ------
+    ValueError
+        If `k` is not from 1 to the number of rows.
+
+    Examples
+    --------
+    >>> precision_at(np.array([True, False, True, False]), np.array([4.0, 3.0, 2.0, 1.0]), 2)
+    0.5
+    """
+    if len(is_anomaly) != len(score) or not 1 <= k <= len(score):
+        raise ValueError(f"k is {k} of {len(score)} scores and {len(is_anomaly)} labels; needed: 1 to as many, of each")
+    edge = np.partition(score, len(score) - k)[len(score) - k]
+    above, at_edge = score > edge, score == edge
+    hits = float(is_anomaly[above].sum()) + (k - int(above.sum())) * float(is_anomaly[at_edge].mean())
+    return hits / k
+
+
 def f1_at_true_ratio(is_anomaly: NDArray[np.bool_], score: NDArray[np.float64], *, seed: int = 0) -> float:
     """Return F1 when as many of the highest scores are flagged as there are anomalies (the paper's F1).
 

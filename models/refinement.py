@@ -25,11 +25,47 @@ _WEIGHT_STEEPNESS = 8.0
 
 
 @dataclass(frozen=True)
+class Known:
+    """What people know of some of the rows: no vote overrules it.
+
+    Raises
+    ------
+    ValueError
+        If a row is both.
+    """
+
+    is_anomaly: NDArray[np.bool_]
+    """``(n,)``: rows that nothing is learned from."""
+    is_normal: NDArray[np.bool_]
+    """``(n,)``: rows that are kept."""
+
+    def __post_init__(self) -> None:
+        n_both = int((self.is_anomaly & self.is_normal).sum())
+        if n_both:
+            raise ValueError(f"{n_both} rows are known both as anomalies and as normal; allowed: one of them")
+
+    @classmethod
+    def nothing(cls, n: int) -> Known:
+        """Return that nothing is known of `n` rows."""
+        return cls(np.zeros(n, dtype=bool), np.zeros(n, dtype=bool))
+
+    def of(self, rows: NDArray[Any]) -> Known:
+        """Return the same of some rows."""
+        return Known(self.is_anomaly[rows], self.is_normal[rows])
+
+    def settle(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which rows are kept in the end, ``(n,)``, of those that a vote keeps."""
+        settled: NDArray[np.bool_] = (kept & ~self.is_anomaly) | self.is_normal
+        return settled
+
+
+@dataclass(frozen=True)
 class Refinement:
     """What an ensemble made of the rows."""
 
     kept: NDArray[np.bool_]
-    """``(n,)``: rows that the vote keeps; with a unanimous one those that no member rejects (equation 1)."""
+    """``(n,)``: rows that the vote keeps; with a unanimous one those that no member rejects (equation 1). Of rows that
+    are known, what is known decides."""
     votes: NDArray[np.int64]
     """``(n,)``: how many members reject the row."""
     weights: NDArray[np.float64]
@@ -62,10 +98,10 @@ class Refinement:
         return kept
 
 
-def keep_all(n: int) -> Refinement:
-    """Return the refinement that was not made: every one of `n` rows is kept, by nobody."""
-    none = np.zeros(n, dtype=np.int64)
-    return Refinement(np.ones(n, dtype=bool), none, np.ones(n), (), np.empty(0), 1)
+def keep_all(n: int, known: Known | None = None) -> Refinement:
+    """Return the refinement that was not made: every one of `n` rows is kept, by nobody, but for known anomalies."""
+    kept = (known or Known.nothing(n)).settle(np.ones(n, dtype=bool))
+    return Refinement(kept, np.zeros(n, dtype=np.int64), kept.astype(np.float64), (), np.empty(0), 1)
 
 
 def refine(
@@ -78,6 +114,7 @@ def refine(
     n_rounds: int = 1,
     vote: str = "unanimous",
     removal: str = "hard",
+    known: Known | None = None,
 ) -> Refinement:
     """Split the rows into subsets, fit one classifier on each, and keep the rows that none rejects.
 
@@ -103,6 +140,14 @@ def refine(
     removal
         ``hard``: what is not kept weighs nothing (the paper); ``soft``: a row's weight falls smoothly around the
         thresholds, so that small subsets do not lose rows that they need.
+    known
+        Rows of which it is known what they are. An anomaly is in no subset and is never kept; a normal row always is.
+        The votes on them are counted all the same.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not allowed, or fewer than two rows are not known as anomalies.
     """
     if not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma is {gamma!r}; allowed: above 0 and below 1")
@@ -112,7 +157,12 @@ def refine(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     n = len(Z)
-    subsets = np.array_split(rng.permutation(n), max(1, min(n_subsets, n // MIN_SUBSET_ROWS)))
+    known = known or Known.nothing(n)
+    order = rng.permutation(n)
+    order = order[~known.is_anomaly[order]]
+    if len(order) < min(2, n):
+        raise ValueError(f"all but {len(order)} of {n} rows are known as anomalies; needed: at least 2 that are not")
+    subsets = np.array_split(order, max(1, min(n_subsets, len(order) // MIN_SUBSET_ROWS)))
     n_rejected = min(n - 1, math.ceil(gamma * n - 1e-9))
     n_votes = 1 if vote == "unanimous" else len(subsets) // 2 + 1
     tie_break = rng.permutation(n)
@@ -128,8 +178,10 @@ def refine(
             votes[top] += 1
             if removal == "soft":
                 new_weights *= _soft_weights(score, thresholds[k])
-        kept = votes < n_votes
-        weights = new_weights if removal == "soft" else kept.astype(np.float64)
+        kept = known.settle(votes < n_votes)
+        weights = kept.astype(np.float64)
+        if removal == "soft":
+            weights = np.where(known.is_anomaly | known.is_normal, weights, new_weights)
         is_settled = refinement is not None and np.array_equal(votes, refinement.votes)
         refinement = Refinement(kept, votes, weights, tuple(members), thresholds, n_votes)
         if is_settled:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.refinement import Refinement, keep_all
+from models.refinement import Known, Refinement, keep_all
 from models.representations import Representation
 
 REFINES = ("both", "final", "none")
@@ -67,6 +67,7 @@ def self_supervise_refine_repeat(
     refine: str = "both",
     tolerance: float | None = None,
     is_warm: bool = False,
+    known: Known | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Refined:
     """Train a representation on ever better refined rows, and refine once more for the one-class classifier.
@@ -86,8 +87,11 @@ def self_supervise_refine_repeat(
     tolerance
         The training ends early at a refresh that changes the fate of at most this share of the rows while the loss has
         all but stopped falling; None trains to the end.
+    known
+        What is known of rows; `refine_data` must know it too. From known anomalies nothing is learned at any time.
     """
     report = on_progress or (lambda progress: None)
+    known = known or Known.nothing(len(X))
     seconds = {"train": 0.0, "refine": 0.0}
     refreshes: list[tuple[int, float]] = []
 
@@ -95,14 +99,14 @@ def self_supervise_refine_repeat(
         started = time.perf_counter()
         report(Progress("refine", step, n_steps))
         Z = representation.embed(X)
-        refinement, gamma = (keep_all(len(X)), 0.0) if refine == "none" else refine_data(Z, rng)
+        refinement, gamma = (keep_all(len(X), known), 0.0) if refine == "none" else refine_data(Z, rng)
         refreshes.append((step, refinement.excluded_ratio))
         seconds["refine"] += time.perf_counter() - started
         report(Progress("refine", step, n_steps, None, refinement.excluded_ratio, refinement.kept))
         return Z, refinement, gamma
 
     is_refined = refine == "both"
-    kept = refresh(0)[1].kept if is_warm and n_steps and is_refined else np.ones(len(X), dtype=bool)
+    kept = refresh(0)[1].kept if is_warm and n_steps and is_refined else known.settle(np.ones(len(X), dtype=bool))
     losses: list[float] = []
     done = 0
     epoch, warm_up = representation.steps_per_epoch(len(X)), 0 if is_warm else representation.warm_up_steps(len(X))

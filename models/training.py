@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.blend import Blend
 from models.pictures import PicturePreprocessor, is_picture
 from models.preprocessing import SCALINGS, Preprocessor, row_count
-from models.refinement import REMOVALS, VOTES, Refinement, fit_weighted, refine
+from models.refinement import REMOVALS, VOTES, Known, Refinement, fit_weighted, refine
 from models.representations import REPRESENTATIONS, FieldRepresentation, PictureRepresentation, Representation
 from models.srr import REFINES, SCORERS, Progress, Refined, self_supervise_refine_repeat
 from models.state import Columns
@@ -164,7 +165,9 @@ class TrainingConfig:
             calibration_ratio=self.calibration_ratio,
         )
 
-    def refine_data(self, Z: NDArray[Any], rng: np.random.Generator) -> tuple[Refinement, float]:
+    def refine_data(
+        self, Z: NDArray[Any], rng: np.random.Generator, known: Known | None = None
+    ) -> tuple[Refinement, float]:
         """Return which rows of ``(n, ...)`` embeddings to learn from, and the γ it was done with."""
         if self.contamination is not None:
             gamma = min(2.0 * self.contamination, 0.5)
@@ -181,6 +184,7 @@ class TrainingConfig:
             n_rounds=self.refine_rounds,
             vote=self.vote,
             removal=self.removal,
+            known=known,
         )
         return refinement, gamma
 
@@ -209,6 +213,10 @@ class TrainingReport:
     seconds: dict[str, float]
     """Stage → seconds."""
     is_warm_started: bool
+    n_known_anomalies: int = 0
+    """Rows that people labelled so: nothing was learned from them."""
+    n_known_normals: int = 0
+    """Rows that people labelled so: they were kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form."""
@@ -233,10 +241,11 @@ def train(
     *,
     seed: int,
     warm_start: Model | None = None,
+    known: Known | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     device: str = "auto",
 ) -> Trained:
-    """Train a model on a contaminated window without labels.
+    """Train a model on a contaminated window, without labels or with a few.
 
     Parameters
     ----------
@@ -247,6 +256,9 @@ def train(
     warm_start
         A model whose representation is trained on, if it has the same representation, options and layout of columns;
         else the training is cold, and the report says so.
+    known
+        Which of the n rows are known as anomalies, from which nothing is learned and by which nothing is calibrated,
+        and which as normal, which are kept whatever the ensemble says. None: nothing is known, as usual.
     on_progress
         Called often; raising from it ends the training.
     device
@@ -272,10 +284,16 @@ def train(
     n_rows = row_count(columns)
     if n_rows < MIN_ROWS:
         raise ValueError(f"columns have n_samples = {n_rows} rows; needed: at least {MIN_ROWS}")
+    known = known or Known.nothing(n_rows)
+    is_usable = ~known.is_anomaly
+    if is_usable.sum() < MIN_ROWS:
+        raise ValueError(
+            f"{int(is_usable.sum())} of {n_rows} rows are not known as anomalies; needed: at least {MIN_ROWS}"
+        )
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
-    is_held_out = _held_out(n_rows, config.calibration_ratio, rng)
-    preprocessor = _preprocessor(columns, config)
+    is_held_out = _held_out(is_usable, config.calibration_ratio, rng)
+    preprocessor = _preprocessor(_rows_of(columns, is_usable), config)
     everything = preprocessor.transform(columns)
     prepared = time.perf_counter()
 
@@ -287,24 +305,27 @@ def train(
     # Where nothing is trained, held-out rows can be judged with the others: only f must not have seen them.
     is_learned_from = ~is_held_out if n_steps else np.ones(n_rows, dtype=bool)
     X, rows = everything[is_learned_from], np.flatnonzero(is_learned_from)
-    representation.fit(X, rng, device=resolve(device) if n_steps else "cpu", n_steps=n_steps)
+    known_of_X = known.of(rows)
+    learned_from = X if is_usable.all() else X[~known_of_X.is_anomaly]
+    representation.fit(learned_from, rng, device=resolve(device) if n_steps else "cpu", n_steps=n_steps)
     refined = self_supervise_refine_repeat(
         X,
         representation,
-        config.refine_data,
+        partial(config.refine_data, known=known_of_X),
         rng=rng,
         n_steps=n_steps,
         refine=config.refine,
         tolerance=config.tolerance,
         is_warm=is_warm,
+        known=known_of_X,
         on_progress=lambda progress: report(progress if progress.kept is None else progress._replace(rows=rows)),
     )
     learned = time.perf_counter()
 
     refinement = refined.refinement
     report(Progress("calibrate", refined.n_steps, refined.n_steps, None, refinement.excluded_ratio))
-    Z, votes, weights = _judge_all(refined, representation, everything, is_learned_from)
-    kept = votes < refinement.n_votes
+    Z, votes, weights = _judge_all(refined, representation, everything, is_learned_from, known)
+    kept = known.settle(votes < refinement.n_votes)
     classifier, scores = _classifier(config, refinement, Z, weights, is_held_out)
     # γ is meant to be twice the share of anomalies; where it is estimated, that may be half as many again.
     calibration = calibrate(scores, kept[is_held_out], max_anomalous_ratio=0.75 * refined.gamma)
@@ -332,22 +353,28 @@ def train(
         "calibrate": time.perf_counter() - learned,
     }
     contamination = _contamination(model, columns, rng)
-    return Trained(model, _report(refined, everything, contamination, len(rows), seconds, is_warm), kept, votes)
+    training = _report(refined, everything, contamination, len(rows), seconds, is_warm, known)
+    return Trained(model, training, kept, votes)
 
 
 def _judge_all(
-    refined: Refined, representation: Representation, everything: NDArray[Any], is_known: NDArray[np.bool_]
+    refined: Refined,
+    representation: Representation,
+    everything: NDArray[Any],
+    is_refined: NDArray[np.bool_],
+    known: Known,
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """Return embeddings, votes and weights of all rows, of which refinement knows some."""
+    """Return embeddings, votes and weights of all rows, of which refinement has seen some."""
     refinement = refined.refinement
-    if is_known.all():
+    if is_refined.all():
         return refined.embedding, refinement.votes, refinement.weights
-    others = representation.embed(everything[~is_known])
+    others = representation.embed(everything[~is_refined])
     Z = np.empty((len(everything), *others.shape[1:]), dtype=others.dtype)
     votes, weights = np.empty(len(everything), dtype=np.int64), np.empty(len(everything))
-    Z[is_known], Z[~is_known] = refined.embedding, others
-    votes[is_known], votes[~is_known] = refinement.votes, refinement.votes_on(others)
-    weights[is_known], weights[~is_known] = refinement.weights, votes[~is_known] < refinement.n_votes
+    Z[is_refined], Z[~is_refined] = refined.embedding, others
+    votes[is_refined], votes[~is_refined] = refinement.votes, refinement.votes_on(others)
+    weights[is_refined] = refinement.weights
+    weights[~is_refined] = known.settle(votes < refinement.n_votes)[~is_refined]
     return Z, votes, weights
 
 
@@ -377,6 +404,7 @@ def _report(
     n_rows: int,
     seconds: dict[str, float],
     is_warm: bool,
+    known: Known,
 ) -> TrainingReport:
     return TrainingReport(
         gamma=refined.gamma,
@@ -391,13 +419,23 @@ def _report(
         refreshes=list(refined.refreshes),
         seconds=seconds,
         is_warm_started=is_warm,
+        n_known_anomalies=int(known.is_anomaly.sum()),
+        n_known_normals=int(known.is_normal.sum()),
     )
 
 
-def _held_out(n_rows: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    is_held_out = np.zeros(n_rows, dtype=bool)
-    is_held_out[rng.permutation(n_rows)[: max(2, round(ratio * n_rows))]] = True
+def _held_out(is_usable: NDArray[np.bool_], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw the rows that calibrate, among the ``(n,)`` usable ones."""
+    order = rng.permutation(len(is_usable))
+    order = order[is_usable[order]]
+    is_held_out = np.zeros(len(is_usable), dtype=bool)
+    is_held_out[order[: max(2, round(ratio * len(order)))]] = True
     return is_held_out
+
+
+def _rows_of(columns: Columns, is_wanted: NDArray[np.bool_]) -> Columns:
+    """Return the columns of some rows; the same ones if all are wanted."""
+    return columns if is_wanted.all() else {name: column[is_wanted] for name, column in columns.items()}
 
 
 def _contamination(model: Model, columns: Columns, rng: np.random.Generator) -> float:

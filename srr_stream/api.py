@@ -1,20 +1,22 @@
-"""The HTTP endpoint of a role: ``/metrics`` for Prometheus, ``/livez`` and ``/readyz`` for probes, heat maps."""
+"""The HTTP endpoint of a role: ``/metrics``, ``/livez`` and ``/readyz`` for probes, ``/statusz``, heat maps."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import parse_qsl
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import orjson
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from srr_stream.errors import NoHeatMap
 from srr_stream.health import Health
 from srr_stream.heat_maps import PATH, HeatMaps
+from srr_stream.statusz import Statusz
 
 _Environ = dict[str, Any]
 _StartResponse = Callable[..., Any]
@@ -46,6 +48,8 @@ class HttpEndpoint:
         0 takes a free one; see :attr:`port` for which.
     heat_maps
         Serve these as well.
+    statusz
+        Asked for what ``/statusz`` says, with whether its ``?history=1`` is wanted. None: there is none.
 
     Raises
     ------
@@ -61,10 +65,12 @@ class HttpEndpoint:
         registry: CollectorRegistry,
         health: Health,
         heat_maps: HeatMaps | None = None,
+        statusz: Statusz | None = None,
     ) -> None:
         self._metrics = make_wsgi_app(registry)
         self._health = health
         self._heat_maps = heat_maps
+        self._statusz = statusz
         try:
             self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_QuietHandler)
         except OSError as error:
@@ -91,10 +97,15 @@ class HttpEndpoint:
             return _text(start_response, _ready(health.is_live), text)
         if path == "/readyz":
             return _text(start_response, _ready(self._health.is_ready), self._health.reason)
+        if self._statusz is not None and path == "/statusz":
+            with_history = ("history", "1") in parse_qsl(environ.get("QUERY_STRING", ""))
+            return _json(start_response, self._statusz(with_history))
         if self._heat_maps is not None and path.startswith(PATH):
             return _heat_map(self._heat_maps, environ, start_response)
-        there = "/metrics, /livez and /readyz" if self._heat_maps is None else f"/metrics, /livez, /readyz and {PATH}"
-        return _text(start_response, "404 Not Found", f"there are {there}")
+        there = ["/metrics", "/livez", "/readyz"]
+        there += ["/statusz"] if self._statusz is not None else []
+        there += [PATH] if self._heat_maps is not None else []
+        return _text(start_response, "404 Not Found", f"there are {', '.join(there[:-1])} and {there[-1]}")
 
 
 def _heat_map(heat_maps: HeatMaps, environ: _Environ, start_response: _StartResponse) -> Iterable[bytes]:
@@ -120,6 +131,11 @@ def _heat_map(heat_maps: HeatMaps, environ: _Environ, start_response: _StartResp
     ]
     start_response("200 OK", headers)
     return [drawn.png]
+
+
+def _json(start_response: _StartResponse, content: Mapping[str, Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+    return [orjson.dumps(content)]
 
 
 def _ready(is_so: bool) -> str:

@@ -6,6 +6,7 @@ The parts themselves take plain arguments, so that each can be used, and tested,
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from consumers.logs import Log
     from consumers.records import Position, RawRecord
     from consumers.sinks.kafka import KafkaSink
     from consumers.sources.kafka import KafkaSource
@@ -31,13 +33,19 @@ if TYPE_CHECKING:
     from models.training import TrainingConfig
     from srr_stream.gate import GateBounds
     from srr_stream.heat_maps import HeatMaps
+    from srr_stream.known_normals import KnownNormals
+    from srr_stream.label_watch import LabelWatch
+    from srr_stream.labels import LabelBook
     from srr_stream.live_model import Live, LiveModel
     from srr_stream.metrics import ScorerMetrics
+    from srr_stream.record_reader import RecordReader
     from srr_stream.settings import FieldSettings, KafkaSettings, SchemaSettings, Settings
     from srr_stream.swap_watch import SwapWatch
+    from srr_stream.tracing import Tracing
+    from srr_stream.web.details import Details
 
 _MAX_BATCH = 5000
-_HEAT_MAP_TIMEOUT_S = 10.0
+_LOOK_UP_TIMEOUT_S = 10.0
 _MAX_BATCH_OF_IMAGES = 128
 """More at once are no faster, and a quarter of a window's memory."""
 
@@ -188,6 +196,7 @@ def make_sink(settings: Settings, *, transactional_id: str | None = None) -> Kaf
         alerts_topic=output.alerts_topic,
         dead_letter_topic=output.dead_letter_topic,
         include_record=output.include_record,
+        review_url=settings.api.public_url,
         max_message_size=int(output.max_message_size),
         flush_timeout_s=output.flush_timeout.total_seconds(),
         transactional_id=transactional_id,
@@ -244,17 +253,57 @@ def make_swap_watch(settings: Settings, live_model: LiveModel, metrics: ScorerMe
 
 def make_heat_maps(settings: Settings, registry: Registry, live_model: LiveModel) -> HeatMaps:
     """Return what draws heat maps, with a consumer of its own that belongs to no group, and a decoder of its own."""
-    from consumers.logs import KafkaLog
     from srr_stream.heat_maps import HeatMaps
+    from srr_stream.model_shelf import ModelShelf
+
+    return HeatMaps(make_record_reader(settings), make_decoder(settings), ModelShelf(live_model, registry))
+
+
+def make_record_reader(settings: Settings) -> RecordReader:
+    """Return what reads single records of the input topics, with a consumer of its own that belongs to no group."""
+    from consumers.logs import KafkaLog
+    from srr_stream.record_reader import RecordReader
 
     topics, connection = settings.input.topics, kafka_connection(settings.kafka)
-    return HeatMaps(
-        lambda: KafkaLog(topics, connection=connection, timeout_s=_HEAT_MAP_TIMEOUT_S),
+    return RecordReader(lambda: KafkaLog(topics, connection=connection, timeout_s=_LOOK_UP_TIMEOUT_S), topics=topics)
+
+
+def make_details(
+    settings: Settings, registry: Registry, live_model: LiveModel, book: LabelBook | None = None
+) -> Details:
+    """Return what reads, judges and explains single records for the API, with decoders of its own."""
+    from srr_stream.heat_maps import HeatMaps
+    from srr_stream.known_normals import KnownNormals
+    from srr_stream.model_shelf import ModelShelf
+    from srr_stream.web.details import Details
+
+    shelf = ModelShelf(live_model, registry)
+    heat_maps = HeatMaps(make_record_reader(settings), make_decoder(settings), shelf)
+    return Details(
+        make_record_reader(settings),
         make_decoder(settings),
-        live_model,
+        shelf,
         registry,
-        topics=topics,
+        heat_maps,
+        n_reasons=settings.output.n_reasons,
+        known_normals=KnownNormals(book, make_decoder(settings)) if book is not None else None,
     )
+
+
+def api_token(settings: Settings) -> tuple[str, bool]:
+    """Return the API's token, and whether it is one that was made here because the settings name none.
+
+    Raises
+    ------
+    OSError
+        If its file cannot be read, or ``api.state_dir`` not be written.
+    """
+    from srr_stream.web.access import own_token
+
+    given = _secret(settings.api.token, settings.api.token_file)
+    if given is not None:
+        return given.encode().decode(), False  # as it is: it says *** of itself
+    return own_token(settings.api.state_dir), True
 
 
 def heat_map_url(settings: Settings) -> Callable[[RawRecord, int], str]:
@@ -265,20 +314,59 @@ def heat_map_url(settings: Settings) -> Callable[[RawRecord, int], str]:
     return lambda raw, version: before + path_of(raw, version)
 
 
-def make_window_reader(settings: Settings) -> WindowReader:
-    """Return the reader of training windows, with a consumer of its own that belongs to no group."""
+def make_window_reader(
+    settings: Settings, *, log: Log | None = None, clock: Callable[[], float] = time.time
+) -> WindowReader:
+    """Return the reader of training windows, of another log if one is given.
+
+    Else with a consumer of its own that belongs to no group; `clock` tells seconds since the epoch.
+    """
     from consumers.logs import KafkaLog
     from consumers.windows import WindowReader
 
     window = settings.window
     return WindowReader(
-        KafkaLog(settings.input.topics, connection=kafka_connection(settings.kafka)),
+        log if log is not None else KafkaLog(settings.input.topics, connection=kafka_connection(settings.kafka)),
         make_decoder(settings),
         mode=window.mode,
         max_size=window.max_size,
         span_s=window.span.total_seconds() if window.span is not None else None,
         seed=settings.training.seed,
+        clock=clock,
     )
+
+
+def make_label_watch(settings: Settings, live_model: LiveModel, metrics: ScorerMetrics) -> LabelWatch | None:
+    """Return what follows the labels, not started; None if the settings name no topic of labels."""
+    if settings.labels.topic is None:
+        return None
+    from srr_stream.label_watch import LabelWatch
+
+    return LabelWatch(
+        settings.labels.topic,
+        connection=kafka_connection(settings.kafka),
+        metrics=metrics,
+        false_alarm_rate=lambda: live_model.false_alarm_rate,
+    )
+
+
+def make_known_normals(settings: Settings, labels: LabelWatch | None) -> KnownNormals | None:
+    """Return what keeps false alarms that people marked from being flagged again; None without labels."""
+    if labels is None:
+        return None
+    from srr_stream.known_normals import KnownNormals
+
+    return KnownNormals(labels.book, make_decoder(settings))
+
+
+def labels_reader(settings: Settings) -> Callable[[], LabelBook] | None:
+    """Return what reads all labels there are; None if the settings name no topic of labels."""
+    topic = settings.labels.topic
+    if topic is None:
+        return None
+    from srr_stream.labels import read_labels
+
+    return lambda: read_labels(kafka_connection(settings.kafka), topic, timeout_s=_LOOK_UP_TIMEOUT_S)
 
 
 def make_training_config(settings: Settings) -> TrainingConfig:
@@ -309,6 +397,26 @@ def make_training_config(settings: Settings) -> TrainingConfig:
         gamma=training.gamma_estimate if training.gamma is None else training.gamma,
         contamination=training.contamination,
         false_alarm_rate=settings.threshold.false_alarm_rate,
+    )
+
+
+def make_tracing(settings: Settings, role: str) -> Tracing:
+    """Return what makes spans, or only hands traces on; raises `LibraryMissing` if the extra is not installed."""
+    from srr_stream.tracing import NoSpans, make_spans
+
+    return make_spans(role, group_id=settings.input.group_id) if settings.tracing.enabled else NoSpans()
+
+
+def log_as_set(settings: Settings, *, role: str | None = None) -> None:
+    """Log as the settings say, from now on, if this process logs by :mod:`srr_stream.logs`."""
+    from srr_stream.logs import change_logging
+
+    log = settings.log
+    change_logging(
+        role=role,
+        format=log.format,
+        repeat_limit=log.repeat_limit,
+        repeat_window_s=log.repeat_window.total_seconds(),
     )
 
 

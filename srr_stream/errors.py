@@ -6,7 +6,10 @@
     │   └── ModelRefused   programmer or attacker: a model that must not be used; the old one stays
     ├── NotEnoughRecords   operator or sender: too few usable records to learn from (exit 3)
     ├── NoHeatMap          whoever asked: there is none of this record, or not now (exit 3)
-    └── NoDeadLetter       whoever asked: there is none of this id, or it cannot be sent again (exit 3)
+    ├── NoDeadLetter       whoever asked: there is none of this id, or it cannot be sent again (exit 3)
+    ├── NoLabelTopic       operator: there is no topic for labels (exit 3)
+    ├── NoRecord           whoever asked: the log does not hold this record, or no longer (exit 3)
+    └── NoModel            whoever asked: there is no such version, it is refused, or there is none yet (exit 3)
 
 Errors of the log (`BrokerUnavailable`, `TopicMissing`, …) are in :mod:`consumers.errors` and exit with 3 as well.
 """
@@ -52,3 +55,19 @@ class NoHeatMap(SrrStreamError):
 
 class NoDeadLetter(SrrStreamError):
     """There is no dead letter of an id, or it cannot be sent again."""
+
+
+class NoLabelTopic(SrrStreamError):
+    """There is no topic for labels, or these credentials may not see it."""
+
+
+class NoRecord(SrrStreamError):
+    """The log does not hold a record, or no longer."""
+
+
+class NoModel(SrrStreamError):
+    """A version cannot be had; ``reason`` is why: not_found, refused or not_ready."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(message)

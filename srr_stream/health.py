@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
-log = logging.getLogger(__name__)
+from srr_stream.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Health:

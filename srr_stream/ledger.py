@@ -45,6 +45,7 @@ class Kind(StrEnum):
     DOUBLED = "doubled"
     REPEATED = "repeated"
     RESCORED = "rescored"
+    RELABELLED = "relabelled"
     DIFFERING = "differing"
     BOTH = "both"
     OUT_OF_ORDER = "out of order"
@@ -60,7 +61,7 @@ class Kind(StrEnum):
     SCORE_DIFFERS = "score differs"
 
 
-NO_FAULTS = frozenset({Kind.REPEATED, Kind.RESCORED, Kind.SPREAD})
+NO_FAULTS = frozenset({Kind.REPEATED, Kind.RESCORED, Kind.RELABELLED, Kind.SPREAD})
 """What is told and breaks no promise."""
 
 
@@ -106,6 +107,8 @@ class Entry:
         The model that it names; `NO_VERSION` for a dead letter, or if it names none.
     is_visible
         Whether a reader of committed records got it.
+    mark
+        63 bits that are equal if it names the same record marked normal, near which it is not flagged; 0 if none.
     """
 
     topic: str
@@ -118,6 +121,7 @@ class Entry:
     is_flagged: bool = False
     fate: Fate = Fate.COMMITTED
     is_visible: bool = True
+    mark: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class Output:
     digest: NDArray[np.uint64]
     version: NDArray[np.int64]
     is_flagged: NDArray[np.bool_]
+    mark: NDArray[np.int64]
     fate: NDArray[np.int8]
     is_visible: NDArray[np.bool_]
     begins: Mapping[int, int] = field(default_factory=dict)
@@ -187,6 +192,7 @@ class Output:
                 entry.digest,
                 entry.version,
                 entry.is_flagged,
+                entry.mark,
             )
         fate = np.array([entry.fate for entry in entries], dtype=np.int8)
         return rows.build(fate, np.array([entry.is_visible for entry in entries], dtype=np.bool_), **facts)
@@ -207,6 +213,7 @@ class OutputRows:
         self._digest = array("Q")
         self._version = array("q")
         self._is_flagged = array("b")
+        self._mark = array("q")
 
     def add(
         self,
@@ -217,6 +224,7 @@ class OutputRows:
         digest: int,
         version: int,
         is_flagged: bool,
+        mark: int = 0,
     ) -> None:
         """Add an entry."""
         self._place.append(self._places.setdefault(place, len(self._places)))
@@ -226,6 +234,7 @@ class OutputRows:
         self._digest.append(digest)
         self._version.append(version)
         self._is_flagged.append(is_flagged)
+        self._mark.append(mark)
 
     def add_malformed(self, to_partition: int, to_offset: int, detail: str) -> None:
         """Add a record that names no input record."""
@@ -252,6 +261,7 @@ class OutputRows:
             _copy(self._digest, np.uint64),
             _copy(self._version, np.int64),
             _copy(self._is_flagged, np.bool_),
+            _copy(self._mark, np.int64),
             fate,
             is_visible,
             n_malformed=self.n_malformed,
@@ -355,7 +365,8 @@ def check(
     alerted = _Answers.of(alerts, rows, found) if alerts is not None else None
     dead = _Answers.of(dead_letters, rows, found)
 
-    # After a crash around a swap another version judges again, and may flag others: its alerts are its own.
+    # After a crash around a swap another version judges again, and may flag others: its alerts are its own. So does the
+    # same one, when a label came meanwhile.
     rejudged = np.zeros(rows.n, dtype=np.bool_)
     if mode == "at_least_once":
         rejudged = _judged_by_several([answers for answers in (verdicts, alerted) if answers is not None], rows.n)
@@ -634,8 +645,15 @@ def _check_doubles(answers: _Answers, mode: Mode, rows: _Rows, found: _Found) ->
     rescored = output.version[entries] != output.version[entries[first]][inverse]
     others = np.unique(inverse[rescored])[:N_EXAMPLES].tolist()
     found.add(Kind.RESCORED, int(np.count_nonzero(rescored)), listed(others, "answered more than once"))
-    versions, of_version = np.unique(output.version[entries], return_inverse=True)
-    _, first, inverse_too = np.unique(inverse * len(versions) + of_version, return_index=True, return_inverse=True)
+    _, first_too, inverse_too = _grouped(inverse, output.version[entries])
+    relabelled = output.mark[entries] != output.mark[entries[first_too]][inverse_too]
+    others = np.unique(inverse[relabelled])[:N_EXAMPLES].tolist()
+    found.add(
+        Kind.RELABELLED,
+        int(np.count_nonzero(relabelled)),
+        listed(others, "answered more than once by one version, and records near it were marked normal meanwhile"),
+    )
+    _, first, inverse_too = _grouped(inverse_too, output.mark[entries])
     differs = output.digest[entries] != output.digest[entries[first]][inverse_too]
     others = np.unique(inverse[differs])[:N_EXAMPLES].tolist()
     found.add(
@@ -645,14 +663,25 @@ def _check_doubles(answers: _Answers, mode: Mode, rows: _Rows, found: _Found) ->
     )
 
 
+def _grouped(
+    groups: NDArray[np.int64], values: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Part groups, numbered from 0, by a value too; returns what `np.unique` does of the parts."""
+    some, which = np.unique(values, return_inverse=True)
+    parts = np.unique(groups * len(some) + which, return_index=True, return_inverse=True)
+    return parts[0], parts[1], parts[2]
+
+
 def _judged_by_several(answers: Sequence[_Answers], n_rows: int) -> NDArray[np.bool_]:
-    """Return, for each row, whether more than one version has answered it, in whichever topic."""
-    least, most = np.full(n_rows, _EVERYTHING), np.full(n_rows, -1, dtype=np.int64)
-    for one in answers:
-        row, version = one.row[one.is_visible], one.output.version[one.is_visible]
-        np.minimum.at(least, row, version)
-        np.maximum.at(most, row, version)
-    judged: NDArray[np.bool_] = least < most
+    """Return, for each row, whether more than one version, or one with other labels, has answered it, in any topic."""
+    judged = np.zeros(n_rows, dtype=np.bool_)
+    for name in ("version", "mark"):
+        least, most = np.full(n_rows, _EVERYTHING), np.full(n_rows, -1, dtype=np.int64)
+        for one in answers:
+            row, value = one.row[one.is_visible], getattr(one.output, name)[one.is_visible]
+            np.minimum.at(least, row, value)
+            np.maximum.at(most, row, value)
+        judged |= least < most
     return judged
 
 

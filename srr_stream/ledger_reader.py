@@ -374,6 +374,9 @@ def _verdict_adder(numbers: _Numbers | None) -> _Add:
             return f"its id is {body.get('id')!r}, and it names {topic}-{partition}-{offset}"
         if not isinstance(body.get("flagged"), bool):
             return f"flagged is {body.get('flagged')!r}; allowed: true and false"
+        known_normal = body.get("known_normal")
+        if known_normal is not None and (not isinstance(known_normal, str) or body["flagged"]):
+            return f"known_normal is {known_normal!r}, flagged {body['flagged']}; allowed: an id, and not flagged then"
         version = body.get("version")
         rows.add(
             (topic, partition),
@@ -383,6 +386,7 @@ def _verdict_adder(numbers: _Numbers | None) -> _Add:
             _digest(value),
             version if _is_number(version, _MOST) else NO_VERSION,
             body["flagged"],
+            0 if known_normal is None else _digest(known_normal.encode()) >> 1 | 1,
         )
         if numbers is not None:
             numbers.add(body)

@@ -8,7 +8,6 @@ The challenger that waits for a person is loaded and checked the same way, to be
 from __future__ import annotations
 
 import base64
-import logging
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 
 from models.pictures import is_picture
 from srr_stream.errors import ModelRefused, RegistryError
+from srr_stream.logs import get_logger
 from srr_stream.registry import Manifest, Registry
 
 if TYPE_CHECKING:
     from models.detector import Model
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 CANARY_TOLERANCE = 1e-6
 """Relative: another machine's matrix product differs in the last bits, a damaged model by much more."""
@@ -90,10 +90,12 @@ class LiveModel:
         """Why the registry's champion is not live, in words; None if it is, or if there is none yet."""
         self._registry = registry
         self._schema_digest = schema_digest
-        self._false_alarm_rate = false_alarm_rate
+        self.false_alarm_rate = false_alarm_rate
+        """α in use; see :meth:`set_false_alarm_rate`."""
         self._poll_every_s = poll_every_s
         self._device, self._n_threads = device, n_threads
-        self._keeps_previous = keeps_previous
+        self.keeps_previous = keeps_previous
+        """Whether what the next swap replaces is kept."""
         self._on_swap = on_swap
         self._on_refusal = on_refusal
         self._on_rollback = on_rollback
@@ -132,9 +134,11 @@ class LiveModel:
             self._refuse(champion, error)
             return False
         with self._lock:
-            self.previous, self.current = self.current if self._keeps_previous else None, live
+            live = self.with_rate(live)
+            self.previous, self.current = self.current if self.keeps_previous else None, live
         self.problem = self._refused = None
-        log.info("version %d (%s) is live: %s", live.version, live.model.representation_name, live.manifest.reason)
+        name = live.model.representation_name
+        log.info("version %d (%s) is live: %s", live.version, name, live.manifest.reason, version=live.version)
         if self._on_swap is not None:
             self._on_swap(live)
         return True
@@ -156,7 +160,26 @@ class LiveModel:
             )
         model = model.on(self._device, self._n_threads)
         check_canary(model, manifest.canary)
-        return Live(model.with_false_alarm_rate(self._false_alarm_rate), manifest)
+        return Live(model.with_false_alarm_rate(self.false_alarm_rate), manifest)
+
+    def set_false_alarm_rate(self, false_alarm_rate: float) -> None:
+        """Judge by another α from the next batch on, whichever model is live then."""
+        if false_alarm_rate == self.false_alarm_rate:
+            return
+        with self._lock:
+            self.false_alarm_rate = false_alarm_rate
+            if self.current is not None:
+                self.current = self.with_rate(self.current)
+            if self.previous is not None:
+                self.previous = self.with_rate(self.previous)
+            if self.challenger is not None:
+                self.challenger = self.with_rate(self.challenger)
+
+    def with_rate(self, live: Live) -> Live:
+        """Return the same, by the α in use: it may have changed while a model was loaded."""
+        if live.model.false_alarm_rate == self.false_alarm_rate:
+            return live
+        return Live(live.model.with_false_alarm_rate(self.false_alarm_rate), live.manifest)
 
     def roll_back(self, version: int, previous: int, reason: str) -> None:
         """Have `previous` made the champion again, by the thread that watches, if the pointer still names the two so.
@@ -166,10 +189,10 @@ class LiveModel:
         """
         self._rollback = version, previous, reason
 
-    def forget_previous(self, version: int) -> None:
-        """Let go of the replaced model, if it is this version."""
+    def forget_previous(self, version: int | None = None) -> None:
+        """Let go of the replaced model, if it is this version; None: whichever it is."""
         with self._lock:
-            if self.previous is not None and self.previous.version == version:
+            if self.previous is not None and version in (None, self.previous.version):
                 self.previous = None
 
     def drop_challenger(self, version: int) -> None:
@@ -214,15 +237,16 @@ class LiveModel:
                 reason,
                 previous,
                 previous,
+                version=version,
             )
         elif pointer.champion == version:
             try:
                 self._registry.rollback(reason=f"automatic rollback: {reason}", version=version)
             except ModelRefused as error:
-                log.error("version %d cannot be rolled back: %s", version, error)
+                log.error("version %d cannot be rolled back: %s", version, error, version=version)
                 self._rollback = None
                 return
-            log.warning("rolled back: %s", reason)
+            log.warning("rolled back: %s", reason, version=previous, rolled_back=version)
             if self._on_rollback is not None:
                 self._on_rollback(version, reason)
         self._rollback = None
@@ -239,26 +263,28 @@ class LiveModel:
         try:
             challenger = self.load(version)
             with self._lock:
-                self.challenger = challenger
+                self.challenger = self.with_rate(challenger)
         except ModelRefused as error:
             self._refused_challenger = version
-            log.warning("challenger %d refused (%s): %s", version, error.reason, error)
+            log.warning("challenger %d refused (%s): %s", version, error.reason, error, version=version)
         except RegistryError as error:
-            log.warning("challenger %d cannot be loaded yet: %s", version, error)
+            log.warning("challenger %d cannot be loaded yet: %s", version, error, version=version)
         except Exception:  # it is nobody's concern yet: to try again with every look would only cost the live model
             self._refused_challenger = version
-            log.exception("challenger %d cannot be loaded; it waits, but does not score along", version)
+            log.exception(
+                "challenger %d cannot be loaded; it waits, but does not score along", version, version=version
+            )
 
     def _refuse(self, version: int, error: ModelRefused) -> None:
         """Keep the old model, and do not try this one again."""
         self._refused = version
-        self._note(f"version {version} refused ({error.reason}): {error}")
+        self._note(f"version {version} refused ({error.reason}): {error}", version=version)
         if self._on_refusal is not None:
             self._on_refusal(version, error.reason)
 
-    def _note(self, problem: str) -> None:
+    def _note(self, problem: str, **context: object) -> None:
         if problem != self.problem:
-            log.warning("%s", problem)
+            log.warning("%s", problem, **context)
         self.problem = problem
 
 

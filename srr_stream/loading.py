@@ -47,6 +47,17 @@ def load_settings(path: Path) -> Settings:
     SettingsError
         With every problem at once: its path, what was given, what is allowed, the nearest key.
     """
+    return check_settings(read_sections(path))
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """Read a settings file without checking what is in it.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read, or is no mapping in YAML.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,7 +76,7 @@ def load_settings(path: Path) -> Settings:
         content = {}
     if not isinstance(content, dict):
         raise SettingsError([f"{path}: must be a mapping of sections, but is a {type(content).__name__}"])
-    return check_settings(content)
+    return content
 
 
 def check_settings(content: Mapping[str, Any], *, use_environment: bool = True) -> Settings:

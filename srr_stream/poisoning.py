@@ -18,7 +18,6 @@ until a person promotes a version that was rejected for it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.gate import Check
+from srr_stream.logs import get_logger
 from srr_stream.shares import least_share
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from models.training import TrainingReport
     from srr_stream.registry import Manifest, Registry
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 N_NEWEST = 4000
 """Records that are compared, if the window has so many: a share of a hundredth must show."""
@@ -212,7 +212,7 @@ def load_reference(registry: Registry, champion: Manifest, version: int | None =
         if "profile" not in manifest.gate:
             raise ModelRefused(f"version {pinned}: is of a program that noted no profile", reason="format")
     except ModelRefused as error:
-        log.warning("%s; it cannot be the reference, the next champion will be", error)
+        log.warning("%s; it cannot be the reference, the next champion will be", error, version=pinned)
         return None
     profile = Profile(**manifest.gate["profile"])
     return Reference(

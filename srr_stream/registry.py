@@ -3,6 +3,8 @@
 Layout below the registry's URL (any fsspec URL)::
 
     versions/7/model.safetensors   weights, written first
+    versions/7/refinement.json     for people: what was excluded from the window; not needed to score
+    versions/7/neighbours.safetensors   for people: some rows that were kept, as the model sees them; not needed either
     versions/7/manifest.json       everything else, written last: a version without it does not exist
     current.json                   {"champion": 7, "previous": 6, "challenger": null, "reason": "…", "at": "…", …}
     current-copy.json              the same, written before it: what is known when current.json is damaged or lost
@@ -18,11 +20,11 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.registry_files import open_files
@@ -33,10 +35,10 @@ from srr_stream.registry_pruning import (
     by_number,
     complete,
     deletion_order,
+    file_of,
     leftovers,
     manifest_of,
     superseded,
-    weights_of,
 )
 from srr_stream.sealed_json import seal, unseal
 
@@ -89,7 +91,7 @@ class Registry:
     ) -> None:
         self.url = url
         self._keep = keep
-        self._pinned = frozenset(pinned)
+        self.pinned = frozenset(pinned)
         self._grace_s = grace_s
         self._clock = clock
         try:
@@ -108,8 +110,13 @@ class Registry:
         folders = self._folders()
         return {version: sum(folders[version].values()) for version in complete(folders)}
 
-    def publish(self, manifest: Manifest, weights: bytes) -> Manifest:
+    def publish(self, manifest: Manifest, weights: bytes, beside: Mapping[str, bytes] | None = None) -> Manifest:
         """Store a new version under the next free number; it is not in use before :meth:`promote`.
+
+        Parameters
+        ----------
+        beside
+            Name → content of what lies beside the weights, for :meth:`beside`.
 
         Returns
         -------
@@ -117,18 +124,18 @@ class Registry:
             The manifest as stored: with its version, sizes and checksums.
         """
         version = self._claim()
+        contents = {WEIGHTS: weights, **(beside or {})}
         manifest = replace(
-            manifest,
-            version=version,
-            files={WEIGHTS: {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}},
+            manifest, version=version, files={name: _seen(content) for name, content in contents.items()}
         )
         try:
-            content = manifest_to_json(manifest)
-            self._write(weights_of(version), weights)
-            self._write(manifest_of(version), content)
+            last = manifest_to_json(manifest)
+            for name, content in contents.items():
+                self._write(file_of(version, name), content)
+            self._write(manifest_of(version), last)
         except (RegistryError, ValueError):
             with suppress(OSError):  # of a store that is full, this is what makes room for the next try
-                for name in (manifest_of(version), weights_of(version)):
+                for name in (manifest_of(version), *(file_of(version, name) for name in contents)):
                     self._files.delete(name)
             raise
         return manifest
@@ -164,19 +171,31 @@ class Registry:
                 f"version {version}: is no model that can be read: {error!r}", reason="format"
             ) from error
 
-    def _whole(self, version: int) -> tuple[Manifest, bytes]:
-        """Read a version's files; raise `ModelRefused` unless both are as they were written."""
+    def beside(self, version: int, name: str) -> bytes | None:
+        """Return what was published beside a version's weights, None if nothing of this name was.
+
+        Raises
+        ------
+        ModelRefused
+            If it, or the manifest, is not as it was written.
+        """
         manifest = self.manifest(version)
-        weights = self._read(weights_of(version))
-        if weights is None:
-            raise ModelRefused(f"version {version}: {WEIGHTS} is missing", reason="hash")
-        expected = manifest.files.get(WEIGHTS, {})
-        actual = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+        return self._checked(manifest, name) if name in manifest.files else None
+
+    def _whole(self, version: int) -> tuple[Manifest, bytes]:
+        """Read what a version needs to score; raise `ModelRefused` unless it is as it was written."""
+        manifest = self.manifest(version)
+        return manifest, self._checked(manifest, WEIGHTS)
+
+    def _checked(self, manifest: Manifest, name: str) -> bytes:
+        version = manifest.version
+        content = self._read(file_of(version, name))
+        if content is None:
+            raise ModelRefused(f"version {version}: {name} is missing", reason="hash")
+        expected, actual = manifest.files.get(name, {}), _seen(content)
         if actual != expected:
-            raise ModelRefused(
-                f"version {version}: {WEIGHTS} is altered or torn: {actual}, not {expected}", reason="hash"
-            )
-        return manifest, weights
+            raise ModelRefused(f"version {version}: {name} is altered or torn: {actual}, not {expected}", reason="hash")
+        return content
 
     def _claim(self) -> int:
         """Reserve the next number, which only one publisher gets."""
@@ -221,7 +240,7 @@ class Registry:
         folders = self._folders()
         gone = []
         in_use = self.pointer().in_use
-        kept = in_use | self._pinned | self._references(in_use.intersection(complete(folders)))
+        kept = in_use | self.pinned | self._references(in_use.intersection(complete(folders)))
         for version in superseded(folders, kept, self._keep):
             if version in self.pointer().in_use:  # promoted meanwhile, in a store that has no lock
                 continue
@@ -423,3 +442,8 @@ class Registry:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+
+
+def _seen(content: bytes) -> dict[str, Any]:
+    """Return what a manifest says of a file."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

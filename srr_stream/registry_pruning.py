@@ -20,14 +20,14 @@ Folders = Mapping[int, Mapping[str, int]]
 """Number → what is below it, name → size. Complete or not, a number that is there is taken."""
 
 
-def weights_of(version: int) -> str:
-    """Return the name of a version's weights."""
-    return f"versions/{version}/{WEIGHTS}"
+def file_of(version: int, name: str) -> str:
+    """Return where a file of a version lies."""
+    return f"versions/{version}/{name}"
 
 
 def manifest_of(version: int) -> str:
     """Return the name of the file that makes a version one."""
-    return f"versions/{version}/{MANIFEST}"
+    return file_of(version, MANIFEST)
 
 
 def by_number(names: Mapping[str, int]) -> dict[int, dict[str, int]]:

@@ -127,7 +127,9 @@ class Rescorer:
             return
         scores = model.score({name: column[rows] for name, column in batch.features.items()})
         again = Judgements(scores.score, scores.p_value, scores.severity)
-        differs = scores.flagged != verdicts.is_flagged[entries]
+        # What is near a record marked normal says so, and is what the model alone would flag.
+        said_flagged = verdicts.is_flagged[entries] | (verdicts.mark[entries] != 0)
+        differs = scores.flagged != said_flagged
         for column, recomputed in zip(judgements, again, strict=True):
             differs |= column[entries].view(np.int64) != recomputed.view(np.int64)
         result.n_different += int(np.count_nonzero(differs))
@@ -136,7 +138,7 @@ class Rescorer:
             said = {name: float(column[entries[i]]) for name, column in judgements._asdict().items()}
             says = {name: float(column[i]) for name, column in again._asdict().items()}
             parts = [f"{name} is {said[name]!r}, not {says[name]!r}" for name in said if said[name] != says[name]]
-            is_flagged = bool(verdicts.is_flagged[entries[i]])
+            is_flagged = bool(said_flagged[i])
             if bool(scores.flagged[i]) != is_flagged:
                 parts.append(f"flagged is {is_flagged}, not {not is_flagged}")
             record = batch.raw[int(rows[i])]

@@ -7,27 +7,33 @@ two turns, and partitions come and go in a poll only: one that is taken away has
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
 from consumers.delivery import Delivery
-from consumers.records import BadRecord, Contribution, Decoded, Position, RawRecord, Verdicts
+from consumers.records import BadRecord, Batch, Contribution, Decoded, Position, RawRecord, Verdicts, event_id
 from consumers.sources import Source
 from srr_stream.health import Health
+from srr_stream.known_normals import KnownNormals
 from srr_stream.live_model import Live, LiveModel
+from srr_stream.logs import get_logger
 from srr_stream.metrics import ScorerMetrics
 from srr_stream.pace import Pace
+from srr_stream.statusz import ScorerBoard
+from srr_stream.tracing import NoSpans, Tracing
 from srr_stream.triggers import DriftTrigger
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from models.detector import Scores
+
+log = get_logger(__name__)
 
 
 class Observer(Protocol):
@@ -55,6 +61,13 @@ class Scorer:
         Asked, while there is no model, what is waited for.
     heat_map_url
         Asked where the heat map of a flagged picture by a version is to be had. None: nowhere.
+    known_normals
+        Says which flagged records lie near one that a person marked normal; they are not flagged. Watches over the
+        model see them flagged all the same. None: nobody says so.
+    board
+        Told what was done, for ``/statusz``.
+    tracing
+        Says which trace headers an alert has. None: those of its record.
     """
 
     def __init__(
@@ -74,6 +87,9 @@ class Scorer:
         observers: Sequence[Observer] = (),
         why_no_model: Callable[[], str] = lambda: "no model in the registry yet",
         heat_map_url: Callable[[RawRecord, int], str] | None = None,
+        known_normals: KnownNormals | None = None,
+        board: ScorerBoard | None = None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
@@ -85,20 +101,25 @@ class Scorer:
         self._health = health
         self._poll_timeout_s = poll_timeout_s
         self._n_reasons = n_reasons
-        self._drift = drift
+        self.drift = drift
         self._on_drift = on_drift
         self._observers = observers
         self._why_no_model = why_no_model
         self._heat_map_url = heat_map_url
+        self._known_normals = known_normals
+        self._board = board or ScorerBoard()
+        self._tracing = tracing or NoSpans()
         self._clock = clock
         self._is_holding = False
-        self._version: int | None = None
+        self._judged_by: tuple[int, float] | None = None
+        """Version and α."""
         self._lagging: set[Position] = set()
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Go round until `should_stop`."""
+    def run(self, should_stop: Callable[[], bool], between_turns: Callable[[], None] = lambda: None) -> None:
+        """Go round until `should_stop`; `between_turns` is called when nothing is in the works."""
         try:
             while not should_stop():
+                between_turns()
                 self.turn()
         finally:
             self._health.not_ready("stopping")
@@ -119,6 +140,17 @@ class Scorer:
             self._do(raw, live)
         self._report_positions()
         return len(raw)
+
+    def adopt(self, *, n_reasons: int, drift: DriftTrigger | None) -> None:
+        """Go by these from the next turn on."""
+        self._n_reasons = n_reasons
+        self.drift = drift
+        if drift is None:
+            self._metrics.drift.clear()
+
+    def deliver_by(self, delivery: Delivery) -> None:
+        """Publish by this from the next turn on; nothing is open between two turns."""
+        self._delivery = delivery
 
     def _hold(self) -> None:
         """Keep the partitions without reading: what is not read is not lost, and the first model scores it."""
@@ -144,7 +176,7 @@ class Scorer:
         self._count(raw, verdicts, decoded.bad)
         self._watch_drift(verdicts)
         for observer in self._observers:
-            observer.observe(live, decoded.batch.features, verdicts.flagged)
+            observer.observe(live, decoded.batch.features, verdicts.flagged_by_model)
 
     def _still_here(self) -> None:
         """Tell the probes and the group that the loop is going round."""
@@ -161,9 +193,9 @@ class Scorer:
         self._health.not_ready("waiting: the brokers are slow to take the verdicts; nothing more is read meanwhile")
 
     def _judge(self, decoded: Decoded, live: Live) -> Verdicts:
-        batch = decoded.batch
+        batch, began_ns = decoded.batch, time.time_ns()
         with self._timed("score"):
-            scores = live.model.score(batch.features)
+            scores, known_normals = self._spare(live.model.score(batch.features), batch, live)
         with self._timed("explain"):
             rows = np.flatnonzero(scores.flagged) if self._n_reasons else np.empty(0, dtype=np.intp)
             flagged = {name: column[rows] for name, column in batch.features.items()}
@@ -180,7 +212,20 @@ class Scorer:
             scores.flagged,
             contributions,
             self._heat_maps(batch.raw, scores.flagged, live),
+            self._trace_headers(batch.raw, scores, live, began_ns),
+            known_normals,
         )
+
+    def _spare(self, scores: Scores, batch: Batch, live: Live) -> tuple[Scores, dict[int, str]]:
+        """Take the flag from what lies near a record marked normal; return which record that is, of each such row."""
+        if self._known_normals is None:
+            return scores, {}
+        covered = self._known_normals.covering(live, batch.features, scores.flagged)
+        if not covered:
+            return scores, covered
+        flagged = scores.flagged.copy()
+        flagged[list(covered)] = False
+        return scores._replace(flagged=flagged), covered
 
     def _heat_maps(self, raw: Sequence[RawRecord], flagged: NDArray[np.bool_], live: Live) -> dict[int, str]:
         """Return where the heat maps of the flagged rows are to be had."""
@@ -189,40 +234,57 @@ class Scorer:
         rows: list[int] = np.flatnonzero(flagged).tolist()
         return {row: self._heat_map_url(raw[row], live.version) for row in rows}
 
+    def _trace_headers(
+        self, raw: Sequence[RawRecord], scores: Scores, live: Live, began_ns: int
+    ) -> dict[int, Sequence[tuple[str, bytes | None]]]:
+        rows: list[int] = np.flatnonzero(scores.flagged).tolist()
+        return {
+            row: self._tracing.flagged(
+                raw[row], version=live.version, severity=float(scores.severity[row]), began_ns=began_ns
+            )
+            for row in rows
+        }
+
     def _count(self, raw: Sequence[RawRecord], verdicts: Verdicts, bad: Sequence[BadRecord]) -> None:
         metrics, now = self._metrics, self._clock()
         for topic, n in Counter(record.topic for record in raw).items():
             metrics.records_consumed.labels(topic).inc(n)
+        for topic, partition in self._lagging & {(record.topic, record.partition) for record in raw}:
+            metrics.partition_last_read.labels(topic, str(partition)).set(now)
         good = verdicts.batch.raw
         flags = zip((record.topic for record in good), verdicts.flagged.tolist(), strict=True)
         for (topic, is_flagged), n in Counter(flags).items():
             metrics.records_scored.labels(topic, "flagged" if is_flagged else "normal").inc(n)
+        for topic, n in Counter(good[row].topic for row in verdicts.known_normals).items():
+            metrics.known_normal.labels(topic).inc(n)
         for (topic, reason), n in Counter((record.raw.topic, record.reason) for record in bad).items():
             metrics.records_dead_lettered.labels(topic, reason).inc(n)
         if good:
-            metrics.severity.observe(verdicts.severity)
+            metrics.severity.observe(verdicts.severity, lambda row: event_id(good[row]), at=now)
             produced_at = np.array([record.timestamp for record in good]) / 1000
-            metrics.event_latency.observe(np.maximum(now - produced_at, 0.0))
+            metrics.event_latency.observe(np.maximum(now - produced_at, 0.0), lambda row: event_id(good[row]), at=now)
             metrics.last_scored.set(now)
+        self._board.count(verdicts, len(bad))
 
     def _watch_drift(self, verdicts: Verdicts) -> None:
-        if self._drift is None:
+        if self.drift is None:
             return
-        self._drift.update(verdicts.flagged, verdicts.severity)
-        for name, value in self._drift.statistics.items():
+        self.drift.update(verdicts.flagged_by_model, verdicts.severity)
+        for name, value in self.drift.statistics.items():
             self._metrics.drift.labels(name).set(value)
-        if self._drift.reason is not None and self._on_drift is not None:
-            log.info("drift: %s", self._drift.reason)
-            self._on_drift(self._drift.reason)
-            self._drift.reset()
+        if self.drift.reason is not None and self._on_drift is not None:
+            log.info("drift: %s", self.drift.reason, version=verdicts.version)
+            self._on_drift(self.drift.reason)
+            self.drift.reset()
 
     def _notice(self, live: Live) -> None:
-        """Take note of a swap: a new model has rates of its own, so the watch over them begins anew."""
-        if live.version == self._version:
+        """Take note of a swap: a new model, or another α, has rates of its own; the watch over them begins anew."""
+        judged_by = live.version, live.model.false_alarm_rate
+        if judged_by == self._judged_by:
             return
-        self._version = live.version
-        if self._drift is not None:
-            self._drift.reset()
+        self._judged_by = judged_by
+        if self.drift is not None:
+            self.drift.reset()
 
     def _report_positions(self) -> None:
         assigned = self._source.assignment
@@ -231,12 +293,17 @@ class Scorer:
         lag = self._source.lag()
         for topic, partition in self._lagging - set(lag):
             self._metrics.partition_lag.remove(topic, str(partition))
+            self._metrics.partition_last_read.remove(topic, str(partition))
+        for topic, partition in set(lag) - self._lagging:
+            self._metrics.partition_last_read.labels(topic, str(partition)).set(self._clock())
         for (topic, partition), n in lag.items():
             self._metrics.partition_lag.labels(topic, str(partition)).set(n)
         self._lagging = set(lag)
+        self._board.note_positions(len(assigned), lag)
         if not self._is_holding:
             if assigned:
-                self._health.ready(f"scoring {len(assigned)} partitions with version {self._version}")
+                version = self._judged_by[0] if self._judged_by is not None else None
+                self._health.ready(f"scoring {len(assigned)} partitions with version {version}")
             else:
                 self._health.not_ready("waiting for partitions: the group has not assigned any to this member")
 

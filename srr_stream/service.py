@@ -6,12 +6,13 @@ committed. Scoring and training know nothing of it.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from threadpoolctl import threadpool_limits
@@ -27,16 +28,27 @@ from consumers.errors import (
 from consumers.records import Position
 from srr_stream import assembly
 from srr_stream.api import HttpEndpoint
+from srr_stream.api_process import ApiProcess
 from srr_stream.errors import RegistryError
 from srr_stream.health import Health
 from srr_stream.live_model import Live
-from srr_stream.metrics import ScorerMetrics
+from srr_stream.logs import get_logger
+from srr_stream.metrics import ScorerMetrics, package_version
+from srr_stream.reload import Reloader, Reloads
 from srr_stream.scorer import Observer, Scorer
 from srr_stream.settings import Settings
 from srr_stream.shadow import Shadow
+from srr_stream.statusz import ScorerBoard, scorer_statusz
+from srr_stream.tracing import NoSpans, Tracing
 from srr_stream.trainer_process import TrainerProcess
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from consumers.sinks.kafka import KafkaSink
+    from consumers.sources.kafka import KafkaSource
+    from srr_stream.swap_watch import SwapWatch
+    from srr_stream.trainer import Status
+
+log = get_logger(__name__)
 
 _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 15.0
@@ -54,23 +66,45 @@ _CAUSES: dict[type[ConsumersError], str] = {
 """Why a connection is made anew, as a metric label."""
 
 
+@dataclass
+class _Connected:
+    """What is made anew with every connection; the sink also when the outputs change."""
+
+    source: KafkaSource
+    sink: KafkaSink
+    scorer: Scorer
+
+
 class Service:
     """Score the input topics and, unless `has_trainer` is false, keep a trainer process going beside.
 
     Parameters
     ----------
+    has_api
+        Keep a process for the API and the page going, too.
     on_swap
         Called with every model that becomes live, from the thread that loaded it.
+    reloads
+        Says when to read the settings file again; looked at between two batches. None: never.
     """
 
     def __init__(
-        self, settings: Settings, *, has_trainer: bool = True, on_swap: Callable[[Live], None] = lambda live: None
+        self,
+        settings: Settings,
+        *,
+        has_trainer: bool = True,
+        has_api: bool = False,
+        on_swap: Callable[[Live], None] = lambda live: None,
+        reloads: Reloads | None = None,
     ) -> None:
         self._settings = settings
         self._on_swap = on_swap
         self.metrics_registry = CollectorRegistry()
         self.metrics = ScorerMetrics(self.metrics_registry)
+        self.metrics.start_at_zero(topic=settings.input.topics)
+        self.metrics.false_alarm_rate.set(settings.threshold.false_alarm_rate)
         self.health = Health(live_timeout_s=settings.http.live_timeout.total_seconds())
+        self.metrics.loop_silent.set_function(lambda: self.health.silent_for_s)
         self.registry = assembly.make_registry(settings)
         self.live_model = assembly.make_live_model(
             settings,
@@ -81,13 +115,24 @@ class Service:
         )
         # Not one a connection: what they have counted outlives an outage.
         self._observers: list[Observer] = [Shadow(self.live_model, metrics=self.metrics)]
-        watch = assembly.make_swap_watch(settings, self.live_model, self.metrics)
-        if watch is not None:
-            self._observers.append(watch)
-        self.trainer = TrainerProcess(settings) if has_trainer else None
+        self._swap_watch: SwapWatch | None = None
+        self._watch_swaps(settings)
+        self.api = ApiProcess(settings, on_restart=self.metrics.api_restarts.inc) if has_api else None
+        on_restart = self.metrics.trainer_restarts.inc
+        self.trainer = (
+            TrainerProcess(settings, on_status=self._note_trainer, on_restart=on_restart) if has_trainer else None
+        )
+        self._labels = assembly.make_label_watch(settings, self.live_model, self.metrics)
+        self._known_normals = assembly.make_known_normals(settings, self._labels)
         self._pace = assembly.make_pace(settings)
         self._transactional_id = assembly.transactional_id(settings)
         self._was_connected = False
+        self._connected: _Connected | None = None
+        self._tracing: Tracing = NoSpans()
+        gauges = {"is_good": self.metrics.config_is_good, "read_at": self.metrics.config_read_at}
+        self._reloader = Reloader(reloads, settings, apply=self._adopt, **gauges) if reloads is not None else None
+        self._board = ScorerBoard()
+        self._loaded_at: float | None = None
         self.port = 0
         """Where the scorer's metrics are, once it runs."""
         self.listens = threading.Event()
@@ -101,14 +146,20 @@ class Service:
         TopicMissing, NotAuthorized
             At the start, if an operator must act before anything can work.
         LibraryMissing
-            If the records are pictures and Pillow is not installed.
+            If the records are pictures and Pillow is not installed, or spans are wanted and OpenTelemetry is not.
         OSError
             If the port of the endpoint is taken.
         """
         http = self._settings.http
+        self._tracing = assembly.make_tracing(self._settings, "scorer")
         heat_maps = assembly.make_heat_maps(self._settings, self.registry, self.live_model)
         endpoint = HttpEndpoint(
-            http.host, http.scorer_port, registry=self.metrics_registry, health=self.health, heat_maps=heat_maps
+            http.host,
+            http.scorer_port,
+            registry=self.metrics_registry,
+            health=self.health,
+            heat_maps=heat_maps,
+            statusz=self._statusz,
         )
         self.port = endpoint.port
         self.listens.set()
@@ -120,13 +171,24 @@ class Service:
             self.live_model.start()
             if self.trainer is not None:
                 self.trainer.start()
+            if self.api is not None:
+                self.api.tell(scorer_port=endpoint.port)
+                self.api.start()
+            if self._labels is not None:
+                self.health.not_ready("reading what people say of records (labels.topic)")
+                self._labels.start(should_stop)
             self._score(should_stop)
         finally:
+            if self._labels is not None:
+                self._labels.stop()
             if self.trainer is not None:
                 self.trainer.stop()
+            if self.api is not None:
+                self.api.stop()
             self.live_model.stop()
             endpoint.close()
             heat_maps.close()
+            self._tracing.close()
 
     def _score(self, should_stop: Callable[[], bool]) -> None:
         retry_s = _FIRST_RETRY_S
@@ -140,7 +202,8 @@ class Service:
                 if time.monotonic() - started > _STEADY_S:
                     retry_s = _FIRST_RETRY_S
                 self.metrics.reconnects.labels(_CAUSES[type(error)]).inc()
-                log.warning("%s; next try in %g s", error, retry_s)
+                self._board.trouble = _CAUSES[type(error)]
+                log.warning("%s; next try in %g s", error, retry_s, cause=_CAUSES[type(error)])
                 self._wait(retry_s, str(error), should_stop)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S)
 
@@ -150,13 +213,14 @@ class Service:
         with ExitStack() as stack:
             # The sink first: it settles what a transaction left open, and only then the committed offsets are final.
             sink = assembly.make_sink(settings, transactional_id=self._transactional_id)
-            stack.callback(sink.close)
+            stack.callback(self._let_go, sink)
             source = assembly.make_source(
                 settings, on_rebalance=self.metrics.rebalances.inc, on_skipped=self._note_skipped
             )
             stack.callback(source.close)
-            stack.callback(sink.close)  # before the source leaves the group: what is open is taken back first
+            stack.callback(self._let_go, sink)  # before the source leaves the group: what is open is taken back first
             self._was_connected = True
+            self._board.trouble = None
             scorer = Scorer(
                 source,
                 assembly.make_decoder(settings),
@@ -172,8 +236,19 @@ class Service:
                 observers=self._observers,
                 why_no_model=self._why_no_model,
                 heat_map_url=assembly.heat_map_url(settings),
+                known_normals=self._known_normals,
+                board=self._board,
+                tracing=self._tracing,
             )
-            scorer.run(should_stop)
+            self._connected = _Connected(source, sink, scorer)
+            scorer.run(should_stop, between_turns=self._look_for_settings)
+
+    def _let_go(self, sink: KafkaSink) -> None:
+        """Close the sink, or the one that has taken its place."""
+        connected, self._connected = self._connected, None
+        if connected is not None:
+            connected.sink.close()
+        sink.close()
 
     def _wait(self, seconds: float, why: str, should_stop: Callable[[], bool]) -> None:
         """Stay alive, but not ready, for a while."""
@@ -182,7 +257,70 @@ class Service:
         while time.monotonic() < until and not should_stop():
             self.health.beat()
             self.health.not_ready(why)
+            self._look_for_settings()
             pause.wait(0.1)
+
+    # --- changed settings -------------------------------------------------------------------------------------------
+
+    def _look_for_settings(self) -> None:
+        if self._reloader is not None:
+            self._reloader.look()
+
+    def _adopt(self, settings: Settings, changed: frozenset[str]) -> None:
+        """Go by checked settings from the next batch on. What can fail comes first: then nothing has changed."""
+        if any(key.startswith("output.") for key in changed - {"output.n_reasons"}):
+            self._replace_sink(settings)
+        self._settings = settings
+        rate = settings.threshold.false_alarm_rate
+        self.live_model.set_false_alarm_rate(rate)
+        self.metrics.false_alarm_rate.set(rate)
+        if self._labels is not None:
+            self._labels.note()
+        self._watch_swaps(settings)
+        if self._connected is not None:
+            scorer = self._connected.scorer
+            has_other = "training.on_drift" in changed
+            drift = assembly.make_drift_trigger(settings) if has_other else scorer.drift
+            scorer.adopt(n_reasons=settings.output.n_reasons, drift=drift)
+        if self.trainer is not None and changed:
+            self.trainer.adopt(settings)
+        if self.api is not None and changed:
+            self.api.adopt(settings)
+        assembly.log_as_set(settings)
+
+    def _replace_sink(self, settings: Settings) -> None:
+        """Write somewhere else from the next batch on; raises if that cannot be, and all stays as it is.
+
+        Between two batches nothing is in the works, so nothing is lost or doubled. In transactions the new sink puts
+        out the old one, which has the same id; should it fail after that, the connection is made anew, by the old
+        settings.
+        """
+        sink = assembly.make_sink(settings, transactional_id=self._transactional_id)
+        if self._connected is None:  # it was only tried: the next connection has one of its own
+            sink.close()
+            return
+        former, self._connected.sink = self._connected.sink, sink
+        delivery = assembly.make_delivery(settings, self._connected.source, sink)
+        self._connected.scorer.deliver_by(delivery)
+        former.close()
+
+    def _watch_swaps(self, settings: Settings) -> None:
+        """Watch over freshly swapped models by these bounds, or not any more."""
+        gate, watch = settings.gate, self._swap_watch
+        self.live_model.keeps_previous = gate.auto_rollback
+        if watch is not None and gate.auto_rollback:
+            watch.set_bounds(
+                max_flagged_ratio=gate.max_flagged_ratio,
+                max_flagged_factor=gate.max_flagged_factor,
+                probation=gate.probation,
+            )
+        elif watch is not None:
+            self._observers.remove(watch)
+            self._swap_watch = None
+            watch.end()
+        else:
+            self._swap_watch = assembly.make_swap_watch(settings, self.live_model, self.metrics)
+            self._observers += [self._swap_watch] if self._swap_watch is not None else []
 
     def _why_no_model(self) -> str:
         """Say what the first model waits for, as far as is known here."""
@@ -205,7 +343,22 @@ class Service:
         except RegistryError as error:  # a request is worth less than the scoring that it came from
             log.warning("no training asked for: %s", error)
 
+    def _note_trainer(self, status: Status) -> None:
+        if self.api is not None:
+            self.api.tell(trainer_port=status.port)
+
+    def _statusz(self, with_history: bool) -> Mapping[str, Any]:
+        return scorer_statusz(
+            self._board,
+            self.health,
+            self.live_model,
+            package=package_version(),
+            loaded_at=self._loaded_at,
+            with_history=with_history,
+        )
+
     def _note_swap(self, live: Live) -> None:
+        self._loaded_at = time.time()
         metrics = self.metrics
         metrics.model_swaps.labels("swapped").inc()
         metrics.model_info.clear()

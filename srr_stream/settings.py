@@ -109,23 +109,27 @@ class KafkaSettings(_Section):
     """How to reach the brokers; the names are Kafka's own."""
 
     bootstrap_servers: str = Setting(description="host:port of some brokers, comma-separated")
-    client_id: str = "srr-stream"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
-    sasl_plain_username: str | None = None
-    sasl_plain_password: SecretStr | None = None
+    client_id: str = Setting("srr-stream", description="what the brokers' logs and quotas call this client")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Setting(
+        "PLAINTEXT", description="whether there is TLS (SSL), and a login (SASL); see docs/kafka.md"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Setting(
+        None, description="of the login: by password, or by a token (OAUTHBEARER)"
+    )
+    sasl_plain_username: str | None = Setting(None, description="user, for PLAIN and SCRAM")
+    sasl_plain_password: SecretStr | None = Setting(None, description="the user's password; better in a file")
     sasl_plain_password_file: Path | None = Setting(None, description="read the password from this file instead")
     sasl_oauthbearer_token_endpoint_url: TokenUrl | None = Setting(None, description="where OAUTHBEARER gets a token")
-    sasl_oauthbearer_client_id: str | None = None
-    sasl_oauthbearer_client_secret: SecretStr | None = None
+    sasl_oauthbearer_client_id: str | None = Setting(None, description="who asks for the token")
+    sasl_oauthbearer_client_secret: SecretStr | None = Setting(None, description="its secret; better in a file")
     sasl_oauthbearer_client_secret_file: Path | None = Setting(None, description="read it from this file instead")
-    sasl_oauthbearer_scope: str | None = None
+    sasl_oauthbearer_scope: str | None = Setting(None, description="of the token, if the endpoint wants one")
     ssl_cafile: Path | None = Setting(None, description="CAs in PEM; left out: those of this machine")
     ssl_certfile: Path | None = Setting(None, description="this client's own certificate in PEM")
     ssl_keyfile: Path | None = Setting(None, description="its key in PEM; left out: it is in ssl_certfile")
     ssl_password: SecretStr | None = Setting(None, description="what unlocks the key")
     ssl_password_file: Path | None = Setting(None, description="read it from this file instead")
-    ssl_check_hostname: bool = True
+    ssl_check_hostname: bool = Setting(True, description="false: a broker's certificate may be for another host")
     metadata_max_age: Duration = Setting(
         timedelta(minutes=5), description="how soon new partitions, and other changes of topics, are noticed"
     )
@@ -135,8 +139,8 @@ class KafkaSettings(_Section):
 class InputSettings(_Section):
     """Which records are read, by whom and from where on."""
 
-    topics: tuple[str, ...] = Setting(min_length=1)
-    group_id: str = "srr-stream"
+    topics: tuple[str, ...] = Setting(min_length=1, description="read together, as one stream of one schema")
+    group_id: str = Setting("srr-stream", description="scorers of one group share the partitions")
     start: Literal["earliest", "latest"] = Setting(description="where a group without committed offsets begins")
     max_batch: int | None = Setting(
         None, ge=1, description="at most this many records are scored together; left out: 5000, of pictures 128"
@@ -151,8 +155,10 @@ class InputSettings(_Section):
         None,
         description="name of this scorer among all of the group: static membership, and transactions to come back to",
     )
-    poll_timeout: Duration = timedelta(milliseconds=200)
-    session_timeout: Duration = timedelta(seconds=45)
+    poll_timeout: Duration = Setting(timedelta(milliseconds=200), description="how long one poll waits for a record")
+    session_timeout: Duration = Setting(
+        timedelta(seconds=45), description="a scorer silent for so long loses its partitions"
+    )
     max_poll_interval: Duration = Setting(
         timedelta(minutes=5), description="a scorer whose batch takes longer loses its partitions"
     )
@@ -166,8 +172,8 @@ class InputSettings(_Section):
 class FieldSettings(_Section):
     """One declared field of a record."""
 
-    name: str = Setting(min_length=1)
-    kind: FieldKind = FieldKind.NUMERIC
+    name: str = Setting(min_length=1, description="what reasons and verdicts call it")
+    kind: FieldKind = Setting(FieldKind.NUMERIC, description="what its values are")
     path: str | None = Setting(None, description="dotted path to the value; the name itself if left out")
     required: bool = Setting(True, description="false: null or absent is a missing value; true: it is a bad record")
     size: tuple[ImageSide, ImageSide] | None = Setting(None, description="of an image: [width, height] in pixels")
@@ -182,7 +188,7 @@ class SchemaSettings(_Section):
     max_pixels: int = Setting(
         MAX_PIXELS, ge=1, le=MOST_PIXELS, description="a picture with more is a dead letter; Pillow's own limit at most"
     )
-    fields: tuple[FieldSettings, ...] = Setting(min_length=1)
+    fields: tuple[FieldSettings, ...] = Setting(min_length=1, description="what a record is made of; see below")
     time_field: str | None = Setting(None, description="the timestamp field that is the record's own time")
 
 
@@ -194,7 +200,9 @@ class OutputSettings(_Section):
     dead_letter_topic: str = Setting(description="records that could not be read, untouched, with the reason")
     include_record: bool = Setting(False, description="put the record itself into its verdict")
     n_reasons: int = Setting(5, ge=0, description="how many fields a flagged record's reason names")
-    flush_timeout: Duration = timedelta(seconds=30)
+    flush_timeout: Duration = Setting(
+        timedelta(seconds=30), description="brokers silent for so long are taken for lost; nothing is committed"
+    )
     max_message_size: ByteSize = Setting(
         ByteSize(1 << 20), ge=_LEAST_MESSAGE, description="what the topics take: their max.message.bytes"
     )
@@ -211,7 +219,9 @@ class DeliverySettings(_Section):
 class WindowSettings(_Section):
     """Which records a model is trained on."""
 
-    mode: Literal["latest", "span", "sample"] = "latest"
+    mode: Literal["latest", "span", "sample"] = Setting(
+        "latest", description="the newest max_size; all of the last span; or max_size spread over it"
+    )
     min_size: int = Setting(2000, ge=50, description="no training before this many records are in the log")
     max_size: int = Setting(20000, ge=50, description="at most this many records make a window")
     span: Duration | None = Setting(None, description="with mode span or sample: how far back the window reaches")
@@ -227,15 +237,19 @@ class TrainingSettings(_Section):
     representation: RepresentationName = Setting(
         "goad", description="identity, goad: of fields; the others: of pictures"
     )
-    representation_options: Mapping[str, Any] = Setting(default_factory=dict)
+    representation_options: Mapping[str, Any] = Setting(
+        default_factory=dict, description="keyword arguments of the representation"
+    )
     classifier: ClassifierName | None = Setting(None, description="on the representation; left out: what suits it")
-    classifier_options: Mapping[str, Any] = Setting(default_factory=dict)
+    classifier_options: Mapping[str, Any] = Setting(
+        default_factory=dict, description="keyword arguments of the classifier"
+    )
     n_subsets: int = Setting(5, ge=2, description="K of the ensemble that refines the window")
     gamma: Share | None = Setting(None, description="share that each member rejects; estimated if left out")
     gamma_estimate: Literal["auto", "excess", "otsu"] = Setting("auto", description="how; otsu is the paper's")
     contamination: Share | None = Setting(None, description="known share of anomalies; gamma is then twice this")
     device: str = Setting("auto", description="auto, cpu, cuda, cuda:1, …")
-    seed: int = 0
+    seed: int = Setting(0, description="of everything random in a training, together with its version")
     n_threads: int = Setting(1, ge=1, description="processor threads of a training beside the scorer")
     nice: int = Setting(10, ge=0, le=19, description="the trainer's niceness, so that scoring goes first")
     memory_limit: ByteSize | None = Setting(None, description="memory that the trainer process may allocate")
@@ -281,7 +295,7 @@ class GateSettings(_Section):
 class RegistrySettings(_Section):
     """Where models are kept: a local folder or an object store."""
 
-    url: str = "var/registry"
+    url: str = Setting("var/registry", description="a folder, s3://bucket/path or gs://bucket/path")
     keep: int = Setting(10, ge=2, description="versions kept besides the ones in use")
     poll_every: Duration = Setting(timedelta(seconds=1), description="how often the scorer looks for a new version")
 
@@ -289,9 +303,9 @@ class RegistrySettings(_Section):
 class HttpSettings(_Section):
     """Metrics and health, one endpoint a role, heat maps on the scorer's; port 0 takes a free one."""
 
-    host: str = "0.0.0.0"
-    scorer_port: Port = 9108
-    trainer_port: Port = 9109
+    host: str = Setting("0.0.0.0", description="address to listen at; who reaches it can read, and nothing else")
+    scorer_port: Port = Setting(9108, description="of the scorer's endpoint")
+    trainer_port: Port = Setting(9109, description="of the trainer's endpoint")
     live_timeout: Duration = Setting(timedelta(seconds=60), description="/livez fails when the loop is silent so long")
     public_url: PublicUrl | None = Setting(
         None, description="where others reach the scorer's endpoint: the beginning of every alert's heat_map"
@@ -328,7 +342,7 @@ class LogSettings(_Section):
         "auto", description="auto: for people on a terminal, JSON elsewhere"
     )
     repeat_limit: int = Setting(5, ge=1, description="the same message so often a window, then it is only counted")
-    repeat_window: Duration = timedelta(minutes=1)
+    repeat_window: Duration = Setting(timedelta(minutes=1), description="over which repeat_limit counts")
 
 
 class TracingSettings(_Section):

@@ -6,7 +6,6 @@ the same with the model that was replaced. Nothing of it reaches a topic.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from srr_stream.logs import get_logger
 from srr_stream.shares import share
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from srr_stream.live_model import Live, LiveModel
     from srr_stream.metrics import ScorerMetrics
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -88,7 +88,8 @@ class Shadow:
         self._live_model = live_model
         self._metrics = metrics
         self._version: int | None = None
-        self._live_version: int | None = None
+        self._judged_by: tuple[int, float] | None = None
+        """Live version and α."""
         self._tally = Tally()
 
     @property
@@ -108,15 +109,18 @@ class Shadow:
         if challenger is not None and challenger.version == live.version:  # a person promoted it a moment ago
             challenger = None
         version = challenger.version if challenger is not None else None
-        if (version, live.version) != (self._version, self._live_version):
-            self._version, self._live_version, self._tally = version, live.version, Tally()
+        judged_by = live.version, live.model.false_alarm_rate
+        if (version, judged_by) != (self._version, self._judged_by):
+            self._version, self._judged_by, self._tally = version, judged_by, Tally()
             self._metrics.shadow_flagged.clear()
         if challenger is None or not len(flagged):
             return
         try:
             mine, theirs = side_by_side(challenger.model, features, flagged)
         except Exception:  # a challenger is nobody's concern yet: whatever it dies of, live scoring must not
-            log.exception("version %d cannot score live records; it waits, but is not tried any more", version)
+            log.exception(
+                "version %d cannot score live records; it waits, but is not tried any more", version, version=version
+            )
             self._live_model.drop_challenger(challenger.version)
             return
         self._tally = self._tally.plus(mine, theirs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from srr_stream.logs import get_logger
 from srr_stream.shadow import Columns, Tally, side_by_side
 from srr_stream.shares import greatest_share, least_share
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from srr_stream.live_model import Live, LiveModel
     from srr_stream.metrics import ScorerMetrics
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MIN_RECORDS = 200
 """No verdict on fewer, of which each stands for ten live ones: a burst of anomalies is no fault of the model."""
@@ -79,26 +80,35 @@ class SwapWatch:
     ) -> None:
         self._live_model = live_model
         self._metrics = metrics
-        self._max_flagged_ratio = max_flagged_ratio
-        self._max_flagged_factor = max_flagged_factor
-        self._probation = probation
+        self.set_bounds(max_flagged_ratio=max_flagged_ratio, max_flagged_factor=max_flagged_factor, probation=probation)
+        self._false_alarm_rate = math.nan
         self._served: set[int] = set()
         self._version: int | None = None
         self._previous: Live | None = None
         self._tally = Tally()
         self._n_left = 0
 
+    def set_bounds(self, *, max_flagged_ratio: float, max_flagged_factor: float, probation: int) -> None:
+        """Go by other bounds from the next batch on; a probation that runs keeps its length."""
+        self._max_flagged_ratio = max_flagged_ratio
+        self._max_flagged_factor = max_flagged_factor
+        self._probation = probation
+
     def observe(self, live: Live, features: Columns, flagged: NDArray[np.bool_]) -> None:
         """Take a batch that `live` has scored; what fails here never reaches the scorer."""
         if live.version != self._version:
             self._begin(live)
+        elif live.model.false_alarm_rate != self._false_alarm_rate:
+            self._begin_anew()
+        self._false_alarm_rate = live.model.false_alarm_rate
         previous = self._previous
         if previous is None or not len(flagged):
             return
         try:
             mine, theirs = side_by_side(previous.model, features, flagged)
         except Exception:  # the old model is not needed to score: whatever it dies of, live scoring must not
-            log.exception("version %d cannot score along any more; no probation", previous.version)
+            version = previous.version
+            log.exception("version %d cannot score along any more; no probation", version, version=version)
             self._end()
             return
         self._tally = self._tally.plus(mine, theirs)
@@ -132,6 +142,17 @@ class SwapWatch:
         else:
             self._live_model.forget_previous(previous.version)
 
+    def end(self) -> None:
+        """End a probation that runs, and let go of the model that was replaced: nobody watches any more."""
+        self._end()
+        self._live_model.forget_previous()
+
+    def _begin_anew(self) -> None:
+        """Count from zero: what was flagged by another α is no measure, neither of the one model nor of the other."""
+        previous = self._live_model.previous
+        if self._previous is not None and previous is not None and previous.version == self._previous.version:
+            self._previous, self._tally = previous, Tally()
+
     def _end(self) -> None:
         if self._previous is not None:
             self._live_model.forget_previous(self._previous.version)
@@ -159,4 +180,6 @@ class SwapWatch:
             tally.n_records,
             previous.version,
             100 * tally.other_ratio,
+            version=live.version,
+            previous=previous.version,
         )

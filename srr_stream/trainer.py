@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version as library_version
 from typing import Any, Literal
 
 import numpy as np
+from structlog.contextvars import bound_contextvars
 
 from consumers.errors import ConsumersError
 from consumers.records import RecordSchema
 from consumers.windows import Window, WindowReader
 from models.detector import Model
 from models.persistence import model_to_parts
+from models.refinement import Known
 from models.training import Progress, Trained, TrainingConfig, train
-from srr_stream.errors import ModelRefused, NotEnoughRecords, RegistryError
+from srr_stream.errors import ModelRefused, NotEnoughRecords, RegistryError, SrrStreamError
 from srr_stream.gate import Columns, GateBounds, GateReport, judge
 from srr_stream.health import Health
+from srr_stream.labels import LabelBook
 from srr_stream.live_model import make_canary
+from srr_stream.logs import get_logger
 from srr_stream.metrics import TrainerMetrics
 from srr_stream.poisoning import (
     N_NEWEST,
@@ -40,9 +45,11 @@ from srr_stream.poisoning import (
     to_manifest,
 )
 from srr_stream.registry import Manifest, Registry
+from srr_stream.tracing import NoSpans, Tracing
+from srr_stream.training_record import RADIUS, make_neighbours, make_refinement, match, to_files
 from srr_stream.triggers import ClockTrigger, CountTrigger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 NEWEST_SHARE = 0.2
 """Share of the window, its newest part, that the gate judges by."""
@@ -60,6 +67,8 @@ class Plan:
     config: TrainingConfig
     succeeds: int | None = None
     """The stand-in whose successor is trained, which is done once only."""
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8], compare=False)
+    """Names the training in the log, in its trace and in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,13 @@ class Trainer:
         No training on fewer usable records.
     min_interval_s
         Rest after a training before a request is taken, and after the first failure (doubling with each further one).
+    read_labels
+        Asked, when a training begins, what people say of records. If that fails the training goes on without, and its
+        manifest says so. None: nobody says anything.
     on_status
         Told what the trainer is about, often; raising from it ends a training.
+    tracing
+        Times a training and its stages. None: nothing does.
     """
 
     def __init__(
@@ -146,7 +160,9 @@ class Trainer:
         count: CountTrigger | None = None,
         seed: int = 0,
         device: str = "auto",
+        read_labels: Callable[[], LabelBook] | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
@@ -164,14 +180,18 @@ class Trainer:
         self._count = count
         self._seed = seed
         self._device = device
+        self._read_labels = read_labels
         self._on_status = on_status
+        self._tracing = tracing or NoSpans()
         self._clock = clock
         self._status = Status()
         self._n_failures = 0
+        self._n_rejections = 0
         self._n_outages = 0
         self._not_before = -np.inf
         self._last_training = -np.inf
         self._succeeded: int | None = None
+        self._has_published = False
         self._last_decision = (0, "")
         self._manifest = lru_cache(maxsize=4)(registry.manifest)
 
@@ -192,17 +212,43 @@ class Trainer:
         self._n_outages = 0
         if plan is None:
             return None
-        log.info("training: %s", plan.reason)
-        try:
-            return self.train(plan)
-        except InterruptedError:
-            raise
-        except (NotEnoughRecords, ConsumersError, RegistryError) as error:
-            self._fail(str(error))
-        except Exception as error:  # top of the trainer: whatever a training dies of, scoring goes on and so does it
-            log.exception("training failed")
-            self._fail(f"{type(error).__name__}: {error}")
+        with bound_contextvars(run=plan.run):
+            log.info("training: %s", plan.reason)
+            try:
+                return self.train(plan)
+            except InterruptedError:
+                raise
+            except (NotEnoughRecords, ConsumersError, RegistryError) as error:
+                self._fail(str(error))
+            except Exception as error:  # top of the trainer: whatever a training dies of, scoring and it go on
+                log.exception("training failed")
+                self._fail(f"{type(error).__name__}: {error}")
         return None
+
+    def adopt(
+        self,
+        *,
+        config: TrainingConfig,
+        gate: GateBounds,
+        mode: Literal["automatic", "manual", "off"],
+        reference_version: int | None,
+        min_interval_s: float,
+        every: ClockTrigger | None,
+        count: CountTrigger | None,
+    ) -> None:
+        """Go by other rules from the next turn on; see the class for what they are.
+
+        New triggers count from where those in their place did: a clock that is set to 5 minutes is due at once when the
+        last training was 10 minutes ago.
+        """
+        if every is not None and self._every is not None:
+            every.follow(self._every)
+        if count is not None and self._count is not None:
+            count.follow(self._count)
+        self._every, self._count = every, count
+        self._config, self._gate, self._mode = config, gate, mode
+        self._reference_version, self._min_interval_s = reference_version, min_interval_s
+        self._registry.pinned = frozenset(() if reference_version is None else (reference_version,))
 
     def close(self) -> None:
         """Let the log go; twice is fine."""
@@ -213,6 +259,8 @@ class Trainer:
     def _due(self) -> Plan | None:
         pointer = self._registry.pointer()
         champion = self._fitting(pointer.champion)
+        if champion is not None and not self._has_published:
+            self._note_before(champion)
         waiting = self._fitting(pointer.challenger)
         n_records = self._reader.available()
         if self._count is not None:
@@ -261,7 +309,7 @@ class Trainer:
         try:
             manifest = self._manifest(version)
         except ModelRefused as error:
-            log.warning("%s; training anew", error)
+            log.warning("%s; training anew", error, version=version)
             return None
         return manifest if manifest.schema_digest == self._schema.digest else None
 
@@ -277,10 +325,18 @@ class Trainer:
         RegistryError, ConsumersError
             If the registry or the log cannot be reached.
         """
+        with (
+            bound_contextvars(run=plan.run),
+            self._tracing.span("srr_stream.training", run=plan.run, reason=plan.reason),
+        ):
+            return self._train(plan)
+
+    def _train(self, plan: Plan) -> Outcome:
         self._registry.check_writable()
         with self._timed("read"):
             self._tell("reading", plan.reason)
             window = self._reader.read()
+            known, no_labels = self._known(window)
         self._check_size(window)
         in_use = self._fitting(self._registry.pointer().champion)
         champion = self._load(in_use)
@@ -294,6 +350,7 @@ class Trainer:
                 plan.config,
                 seed=seed,
                 warm_start=champion,
+                known=known,
                 on_progress=self._on_progress,
                 device=self._device,
             )
@@ -302,7 +359,7 @@ class Trainer:
             judgement = self._judge(trained, champion, reference, columns, seed)
         with self._timed("publish"):
             self._tell("publishing")
-            outcome = self._publish(plan, window, trained, judgement, seed)
+            outcome = self._publish(plan, window, trained, judgement, seed, known, no_labels)
         self._note(plan, outcome, trained, judgement)
         if champion is None and outcome.decision == "rejected":
             # Still nothing to score with: try again, but not at once on the same records.
@@ -320,13 +377,24 @@ class Trainer:
             f"window.min_size is {self._min_size:,}{why}"
         )
 
+    def _known(self, window: Window) -> tuple[Known | None, str | None]:
+        """Return what labels say of the window's records; and why there are none, if they could not be read."""
+        if self._read_labels is None:
+            return None, None
+        try:
+            labels = self._read_labels().all()
+        except (ConsumersError, SrrStreamError) as error:  # a training without labels is worth more than none
+            log.warning("training without labels: %s", error)
+            return None, str(error)
+        return match(window.batch.raw, {label.place: label.label for label in labels}), None
+
     def _load(self, manifest: Manifest | None) -> Model | None:
         if manifest is None:
             return None
         try:
             return self._registry.load(manifest.version)[0]
         except ModelRefused as error:
-            log.warning("%s; training without it", error)
+            log.warning("%s; training without it", error, version=manifest.version)
             return None
 
     def _reference(self, champion: Manifest | None, plan: Plan) -> Reference | None:
@@ -359,8 +427,18 @@ class Trainer:
         checks = reference_checks(comparison, self._gate.max_forgotten_ratio)
         return Judgement(GateReport(report.checks + checks), profile, comparison)
 
-    def _publish(self, plan: Plan, window: Window, trained: Trained, judgement: Judgement, seed: int) -> Outcome:
+    def _publish(
+        self,
+        plan: Plan,
+        window: Window,
+        trained: Trained,
+        judgement: Judgement,
+        seed: int,
+        known: Known | None,
+        no_labels: str | None,
+    ) -> Outcome:
         description, weights = model_to_parts(trained.model)
+        neighbours = make_neighbours(trained, window.batch, seed)
         manifest = self._registry.publish(
             Manifest(
                 version=0,  # the registry gives the number
@@ -373,7 +451,13 @@ class Trainer:
                     "n_records": len(window.batch),
                     "n_bad": window.n_bad,
                 },
-                training={"seed": seed, **trained.report.to_dict()},
+                training={
+                    "run": plan.run,
+                    "seed": seed,
+                    **trained.report.to_dict(),
+                    RADIUS: neighbours.radius,
+                    **({"labels_not_read": no_labels} if no_labels is not None else {}),
+                },
                 gate={
                     "mode": self._mode,
                     **judgement.report.to_dict(),
@@ -384,6 +468,7 @@ class Trainer:
                 libraries={name: library_version(name) for name in ("numpy", "torch", "safetensors")},
             ),
             weights,
+            to_files(make_refinement(trained, window.batch, known), neighbours),
         )
         decision = self._decide(manifest, judgement.report)
         self._registry.prune()
@@ -400,19 +485,32 @@ class Trainer:
             self._registry.withdraw()
         return "promoted"
 
+    def _note_before(self, champion: Manifest) -> None:
+        """Tell of the champion what a trainer before this one told: a restart is no news."""
+        self._has_published = True
+        metrics, report = self._metrics, champion.training
+        metrics.last_success.set(_seconds(champion.created_at))
+        metrics.excluded.set(report.get("excluded_ratio", 0.0))
+        metrics.contamination.set(report.get("contamination_ratio", 0.0))
+        metrics.agreement.set(report.get("agreement", 0.0))
+
     def _note(self, plan: Plan, outcome: Outcome, trained: Trained, judgement: Judgement) -> None:
         metrics, report, version = self._metrics, trained.report, outcome.manifest.version
         told = f"version {version} {TOLD[outcome.decision]}: {outcome.report.reason}"
-        log.log(logging.WARNING if outcome.decision == "rejected" else logging.INFO, "%s", told)
+        level = logging.WARNING if outcome.decision == "rejected" else logging.INFO
+        log.log(level, "%s", told, version=version, decision=outcome.decision)
         self._last_decision = (version, told)
         metrics.runs.labels("rejected" if outcome.decision == "rejected" else "published").inc()
         metrics.gate_decisions.labels(outcome.decision).inc()
+        self._n_rejections = self._n_rejections + 1 if outcome.decision == "rejected" else 0
+        metrics.rejections_in_a_row.set(self._n_rejections)
         metrics.gate_check.clear()
         for check in outcome.report.checks:
             metrics.gate_check.labels(check.name).set(check.value)
         if judgement.comparison is not None:
             metrics.forgotten.set(judgement.comparison.forgotten_ratio)
         metrics.last_success.set_to_current_time()
+        self._has_published = True
         metrics.excluded.set(report.excluded_ratio)
         metrics.contamination.set(report.contamination_ratio)
         metrics.agreement.set(report.agreement)
@@ -454,8 +552,16 @@ class Trainer:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        with self._metrics.duration.labels(stage).time():
+        with self._metrics.duration.labels(stage).time(), self._tracing.span(f"srr_stream.training.{stage}"):
             yield
+
+
+def _seconds(at: str) -> float:
+    """Return seconds since the epoch, 0 where a manifest has no time."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _newest(columns: Columns, n_rows: int, n_newest: int) -> Mapping[str, Any]:

@@ -1,71 +1,104 @@
 """The trainer in a process of its own, so that its crash, hang or hunger for memory never stops scoring.
 
-Two halves. The child runs :class:`srr_stream.trainer.Trainer` and sends its status over a pipe. The parent, a thread
-beside the scorer, starts it, listens, and starts it again when it dies or falls silent, waiting longer each time.
-Each half notices the other's death by the pipe: nobody is left behind.
+The child runs :class:`srr_stream.trainer.Trainer` and sends its status over a pipe; how it is watched and started again
+is in :mod:`srr_stream.child`.
 """
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import os
 import resource
-import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from srr_stream.child import ChildProcess, begin_child
 from srr_stream.errors import SrrStreamError
 from srr_stream.health import Health
-from srr_stream.logs import set_up_logging
+from srr_stream.logs import get_logger, set_up_logging
 from srr_stream.metrics import TrainerMetrics
+from srr_stream.reload import Reloader, Reloads
 from srr_stream.settings import Settings
 
 if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
+    from multiprocessing.connection import Connection
 
+    from consumers.windows import WindowReader
+    from srr_stream.tracing import Tracing
     from srr_stream.trainer import Outcome, Status, Trainer
 
-log = logging.getLogger(__name__)
-
-_MAX_RESTART_S = 60.0
-_STEADY_S = 60.0
-"""A child that lived so long was well: the next restart is quick again."""
-_TICK_S = 0.2
-_GRACE_S = 3.0
-"""For a child that is asked to stop. One that has not spoken yet is still importing and has nothing to finish."""
+log = get_logger(__name__)
 
 
 # --- the child's half
 
 
-def run_trainer(settings: Settings, *, should_stop: Callable[[], bool], on_status: Callable[[Status], None]) -> None:
-    """Train whenever one is due, with metrics and health on an endpoint, until `should_stop`."""
+def run_trainer(
+    settings: Settings,
+    *,
+    should_stop: Callable[[], bool],
+    on_status: Callable[[Status], None],
+    news: Callable[[], Settings | None] = lambda: None,
+    reloads: Reloads | None = None,
+) -> None:
+    """Train whenever one is due, with metrics and health on an endpoint, until `should_stop`.
+
+    Parameters
+    ----------
+    news
+        Asked between two turns for settings that somebody else has checked, to go by from then on.
+    reloads
+        Says when to read the settings file again. None: never.
+    """
     from prometheus_client import CollectorRegistry
 
+    from srr_stream import assembly
     from srr_stream.api import HttpEndpoint
+    from srr_stream.metrics import package_version
+    from srr_stream.statusz import trainer_statusz
+    from srr_stream.trainer import Status
 
     metrics_registry = CollectorRegistry()
     health = Health(live_timeout_s=settings.http.live_timeout.total_seconds())
-    endpoint = HttpEndpoint(settings.http.host, settings.http.trainer_port, registry=metrics_registry, health=health)
-
+    said: list[Status] = []
+    endpoint = HttpEndpoint(
+        settings.http.host,
+        settings.http.trainer_port,
+        registry=metrics_registry,
+        health=health,
+        statusz=lambda _: trainer_statusz(said[-1] if said else Status(), health, package=package_version()),
+    )
     log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", settings.http.host, endpoint.port)
 
     def report(status: Status) -> None:
         if should_stop():
             raise InterruptedError("told to stop")
+        said[:] = [status]
         on_status(replace(status, port=endpoint.port))
 
     try:
-        trainer = make_trainer(settings, metrics=TrainerMetrics(metrics_registry), health=health, on_status=report)
+        tracing = assembly.make_tracing(settings, "trainer")
+        metrics = TrainerMetrics(metrics_registry)
+        trainer = make_trainer(settings, metrics=metrics, health=health, on_status=report, tracing=tracing)
+
+        def apply(new: Settings, changed: frozenset[str]) -> None:
+            _adopt(trainer, new, metrics)
+
+        gauges = {"is_good": metrics.config_is_good, "read_at": metrics.config_read_at}
+        reloader = Reloader(reloads, settings, apply=apply, **gauges) if reloads is not None else None
         pause = threading.Event()
-        with closing(trainer):
+        with closing(tracing), closing(trainer):
             while not should_stop():
+                new = news()
+                if new is not None:
+                    _adopt(trainer, new, metrics)
+                    metrics.config_read_at.set_to_current_time()
+                if reloader is not None:
+                    reloader.look()
                 trainer.turn()
                 pause.wait(settings.training.check_every.total_seconds())
     except InterruptedError:
@@ -81,27 +114,40 @@ def train_once(settings: Settings, *, on_status: Callable[[Status], None]) -> Ou
     from srr_stream import assembly
     from srr_stream.trainer import Plan
 
+    tracing = assembly.make_tracing(settings, "trainer")
     trainer = make_trainer(
         settings,
         metrics=TrainerMetrics(CollectorRegistry()),
         health=Health(live_timeout_s=settings.http.live_timeout.total_seconds()),
         on_status=on_status,
+        tracing=tracing,
     )
-    with closing(trainer):
+    with closing(tracing), closing(trainer):
         return trainer.train(Plan("by hand: train --once", assembly.make_training_config(settings)))
 
 
 def make_trainer(
-    settings: Settings, *, metrics: TrainerMetrics, health: Health, on_status: Callable[[Status], None]
+    settings: Settings,
+    *,
+    metrics: TrainerMetrics,
+    health: Health,
+    on_status: Callable[[Status], None],
+    reader: WindowReader | None = None,
+    tracing: Tracing | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Trainer:
-    """Put a trainer together; nothing is read or written before its first turn."""
+    """Put a trainer together; nothing is read or written before its first turn.
+
+    A backtest gives a `reader` of its own, and a `clock` that goes by the records.
+    """
     from srr_stream import assembly
     from srr_stream.trainer import Trainer
 
-    every, count = assembly.make_triggers(settings, clock=time.monotonic)
+    every, count = assembly.make_triggers(settings, clock=clock)
+    metrics.every.set(settings.training.every.total_seconds() if settings.training.every is not None else 0.0)
     limit_threads(settings.training.n_threads)
     return Trainer(
-        assembly.make_window_reader(settings),
+        reader if reader is not None else assembly.make_window_reader(settings),
         assembly.make_registry(settings),
         assembly.record_schema(settings.record),
         assembly.make_training_config(settings),
@@ -116,8 +162,29 @@ def make_trainer(
         count=count,
         seed=settings.training.seed,
         device=settings.training.device,
+        read_labels=assembly.labels_reader(settings) if reader is None else None,
         on_status=on_status,
+        tracing=tracing,
+        clock=clock,
     )
+
+
+def _adopt(trainer: Trainer, settings: Settings, metrics: TrainerMetrics) -> None:
+    """Have a trainer go by changed settings, as far as they may change without a restart."""
+    from srr_stream import assembly
+
+    every, count = assembly.make_triggers(settings, clock=time.monotonic)
+    trainer.adopt(
+        config=assembly.make_training_config(settings),
+        gate=assembly.make_gate_bounds(settings),
+        mode=settings.gate.mode,
+        reference_version=settings.gate.reference_version,
+        min_interval_s=settings.training.min_interval.total_seconds(),
+        every=every,
+        count=count,
+    )
+    metrics.every.set(settings.training.every.total_seconds() if settings.training.every is not None else 0.0)
+    assembly.log_as_set(settings)
 
 
 def limit_threads(n_threads: int) -> None:
@@ -130,30 +197,27 @@ def limit_threads(n_threads: int) -> None:
 
 
 def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
+    from srr_stream import assembly
+
     set_up_logging(log_level, role="trainer")
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to parent and child; the parent decides
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_leave_with_parent, args=(pipe, stop), daemon=True).start()
+    assembly.log_as_set(settings)
+    news: deque[Settings] = deque(maxlen=1)
+    stop = begin_child(pipe, on_message=news.append)
     import srr_stream.trainer  # noqa: F401  # before the limit: torch hangs when memory ends within its import
 
     os.nice(settings.training.nice)
     if settings.training.memory_limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(settings.training.memory_limit),) * 2)
     try:
-        run_trainer(settings, should_stop=stop.is_set, on_status=pipe.send)
+        run_trainer(
+            settings,
+            should_stop=stop.is_set,
+            on_status=pipe.send,
+            news=lambda: news.pop() if news else None,
+        )
     except (SrrStreamError, OSError) as error:
         log.error("%s", error)
         raise SystemExit(3) from error
-
-
-def _leave_with_parent(pipe: Connection, stop: threading.Event) -> None:
-    """Wait for the parent's word; an end of the pipe without one means that the parent is dead."""
-    try:
-        pipe.recv()
-        stop.set()
-    except (EOFError, OSError):
-        os._exit(1)
 
 
 # --- the parent's half
@@ -170,6 +234,8 @@ class TrainerProcess:
         Wait before the first restart; doubles with each further one, up to a minute.
     on_status
         Called from the watching thread with every status of the child.
+    on_restart
+        Called from the watching thread whenever the child is started anew.
     """
 
     def __init__(
@@ -178,98 +244,50 @@ class TrainerProcess:
         *,
         first_restart_s: float = 1.0,
         on_status: Callable[[Status], None] = lambda status: None,
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         from srr_stream.trainer import Status
 
         self.status = Status()
         """What the child said last."""
-        self.n_restarts = 0
-        self.pid: int | None = None
-        """Process id of the child; None while there is none."""
-        self._settings = settings
-        self._hang_timeout_s = settings.training.hang_timeout.total_seconds()
-        self._first_restart_s = first_restart_s
         self._on_status = on_status
-        self._has_spoken = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._supervise, name="trainer-supervisor", daemon=True)
+        self._child = ChildProcess(
+            _child,
+            settings,
+            name="trainer",
+            hang_timeout_s=settings.training.hang_timeout.total_seconds(),
+            hang_setting="training.hang_timeout",
+            first_restart_s=first_restart_s,
+            on_message=self._receive,
+            on_death=self._note_death,
+            on_restart=on_restart,
+        )
+
+    @property
+    def n_restarts(self) -> int:
+        """How often the child was started anew."""
+        return self._child.n_restarts
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child; None while there is none."""
+        return self._child.pid
 
     def start(self) -> None:
         """Start the child and watch it."""
-        self._thread.start()
+        self._child.start()
 
     def stop(self) -> None:
         """Ask the child to stop, wait 3 s at most, then kill it; twice is fine."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._child.stop()
 
-    def _supervise(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        restart_s = self._first_restart_s
-        while not self._stop.is_set():
-            started = time.monotonic()
-            ours, theirs = context.Pipe()
-            child = context.Process(
-                target=_child, args=(self._settings, theirs, logging.getLogger().getEffectiveLevel()), daemon=True
-            )
-            child.start()
-            theirs.close()
-            self.pid = child.pid
-            try:
-                why = self._watch(child, ours)
-            finally:
-                self.pid = None
-                _end(child, ours, _GRACE_S if self._has_spoken else 0.0)
-            if self._stop.is_set():
-                return
-            if time.monotonic() - started > _STEADY_S:
-                restart_s = self._first_restart_s
-            self._receive(replace(self.status, phase="resting", detail=f"{why}; restart in {restart_s:g} s"))
-            log.warning("trainer %s; restart in %g s; scoring goes on", why, restart_s)
-            self._stop.wait(restart_s)
-            restart_s = min(2 * restart_s, _MAX_RESTART_S)
-            self.n_restarts += 1
-
-    def _watch(self, child: BaseProcess, pipe: Connection) -> str:
-        """Listen until the child dies, falls silent or shall stop; return which, in words."""
-        last_heard = time.monotonic()
-        self._has_spoken = False
-        while not self._stop.is_set():
-            if pipe in wait([pipe, child.sentinel], timeout=_TICK_S):
-                try:
-                    self._receive(pipe.recv())
-                except (EOFError, OSError):
-                    child.join()
-                    return _cause(child.exitcode)
-                last_heard, self._has_spoken = time.monotonic(), True
-            elif not child.is_alive():
-                return _cause(child.exitcode)
-            elif time.monotonic() - last_heard > self._hang_timeout_s:
-                child.kill()
-                return f"has been silent for {self._hang_timeout_s:g} s (training.hang_timeout) and was killed"
-        return "was stopped"
+    def adopt(self, settings: Settings) -> None:
+        """Have the child go by settings that were checked here, from its next turn on."""
+        self._child.hand_over(settings)
 
     def _receive(self, status: Status) -> None:
         self.status = status
         self._on_status(status)
 
-
-def _end(child: BaseProcess, pipe: Connection, grace_s: float) -> None:
-    """Stop a child by asking, then by force; a dead one is only buried."""
-    try:
-        pipe.send("stop")
-    except OSError:
-        child.kill()
-    child.join(timeout=grace_s)
-    if child.is_alive():
-        child.kill()
-    child.join()
-    pipe.close()
-    child.close()
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    return f"ended with exit code {exitcode}"
+    def _note_death(self, why: str, restart_s: float) -> None:
+        self._receive(replace(self.status, phase="resting", detail=f"{why}; restart in {restart_s:g} s"))

@@ -45,7 +45,11 @@ class ClockTrigger:
     def __init__(self, every_s: float, *, clock: Callable[[], float]) -> None:
         self._every_s = every_s
         self._clock = clock
-        self.reset()
+        self._since = clock()
+
+    def follow(self, former: ClockTrigger) -> None:
+        """Count from where another one did, in whose place this one is put."""
+        self._since = former._since
 
     @property
     def reason(self) -> str | None:
@@ -65,6 +69,10 @@ class CountTrigger:
         self._every_records = every_records
         self._from: int | None = None
         self._now: int | None = None
+
+    def follow(self, former: CountTrigger) -> None:
+        """Count from where another one did, in whose place this one is put."""
+        self._from, self._now = former._from, former._now
 
     def update(self, end: int) -> None:
         """Note where the log ends: the sum of the partitions' end offsets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import subprocess
@@ -278,3 +279,15 @@ def hostile_images() -> dict[str, Hostile]:
 @pytest.fixture(name="encode", scope="session")
 def _encode() -> Callable[..., bytes]:
     return encode
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what a command that runs in this process has set up."""
+    root, kafka = logging.getLogger(), logging.getLogger("kafka")
+    levels, handlers = (root.level, kafka.level), list(root.handlers)
+    yield
+    root.setLevel(levels[0])
+    kafka.setLevel(levels[1])
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)

@@ -49,6 +49,8 @@ class KafkaSink:
         Where all verdicts, and the flagged ones, go; None: nowhere.
     include_record
         Put the record itself into its verdict.
+    review_url
+        Where people look at flagged records, for their verdicts; None: nowhere.
     max_message_size
         Bytes of the largest message that the topics take (their ``max.message.bytes``).
     flush_timeout_s
@@ -71,6 +73,7 @@ class KafkaSink:
         alerts_topic: str | None,
         dead_letter_topic: str,
         include_record: bool = False,
+        review_url: str | None = None,
         max_message_size: int = 1 << 20,
         flush_timeout_s: float = 30.0,
         transactional_id: str | None = None,
@@ -82,6 +85,7 @@ class KafkaSink:
         self._alerts_topic = alerts_topic
         self._dead_letter_topic = dead_letter_topic
         self._include_record = include_record
+        self._review_url = review_url
         self._max_message_size = max_message_size
         self._flush_timeout_s = flush_timeout_s
         self._pending: list[FutureRecordMetadata] = []
@@ -135,7 +139,9 @@ class KafkaSink:
     def write(self, verdicts: Verdicts) -> None:
         """Hand the verdicts of a batch to the producer."""
         room = self._max_message_size - _OVERHEAD
-        bodies = list(verdict_bodies(verdicts, include_record=self._include_record, max_size=room))
+        bodies = list(
+            verdict_bodies(verdicts, include_record=self._include_record, max_size=room, review_url=self._review_url)
+        )
         raw = verdicts.batch.raw
         if self._scores_topic is not None:
             for record, body in zip(raw, bodies, strict=True):
@@ -143,7 +149,8 @@ class KafkaSink:
         if self._alerts_topic is not None:
             times = verdicts.batch.time_ms
             for row in flagged_rows(verdicts):
-                self._send(self._alerts_topic, raw[row], bodies[row], alert_headers(raw[row], int(times[row])))
+                headers = [*alert_headers(raw[row], int(times[row])), *verdicts.trace_headers.get(row, ())]
+                self._send(self._alerts_topic, raw[row], bodies[row], headers)
 
     def write_bad(self, bad: Sequence[BadRecord]) -> None:
         """Hand bad records to the producer, key, bytes and headers untouched.

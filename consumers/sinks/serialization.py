@@ -23,7 +23,7 @@ _MAX_TEXT = 1000
 
 
 def verdict_bodies(
-    verdicts: Verdicts, *, include_record: bool = False, max_size: int = MAX_BODY_SIZE
+    verdicts: Verdicts, *, include_record: bool = False, max_size: int = MAX_BODY_SIZE, review_url: str | None = None
 ) -> Iterator[bytes]:
     """Yield a JSON object for every row, keys in the order of the alphabet.
 
@@ -34,8 +34,11 @@ def verdict_bodies(
     max_size
         Bytes. A record with which the verdict would be larger is left out, and ``record_omitted`` tells its bytes.
         Texts of a record are cut, so that every verdict is small without it.
+    review_url
+        Where people look at flagged records; the verdict of one has its own address there under ``review``.
 
-    What a record has beside its picture is under ``metadata``; where its heat map is to be had under ``heat_map``.
+    What a record has beside its picture is under ``metadata``; where its heat map is to be had under ``heat_map``; the
+    id of the record marked normal that keeps it from being flagged under ``known_normal``.
     """
     columns = (verdicts.score, verdicts.p_value, verdicts.severity, verdicts.flagged, verdicts.batch.time_ms)
     has_metadata = bool(verdicts.batch.schema.metadata_names)
@@ -57,6 +60,10 @@ def verdict_bodies(
         }
         if row in verdicts.heat_maps:
             body["heat_map"] = verdicts.heat_maps[row]
+        if review_url is not None and flagged:
+            body["review"] = f"{review_url}/flagged/{body['id']}"
+        if row in verdicts.known_normals:
+            body["known_normal"] = verdicts.known_normals[row]
         if has_metadata:
             body["metadata"] = {name: _cut(value) for name, value in verdicts.batch.metadata(row).items()}
         yield _dumped(body, raw.value if include_record else None, max_size)

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -25,6 +25,7 @@ from consumers.errors import SourceError
 from consumers.images import from_base64
 from consumers.reasons import Bad
 from consumers.records import Field, FieldKind, ImageSpec, Position, RecordSchema, StoredRecord
+from consumers.sources.csv_files import read_csv
 from consumers.sources.image_files import common_spec, list_files, read_file, read_npz
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _TIME_NAME = re.compile(r"(time|timestamp|date|(^|[^a-z])ts)$", re.IGNORECASE)
 """Numbers are a time only where the name says so: a field of large counts looks the same."""
 _EPOCH_S, _EPOCH_MS = (1e9, 4e9), (1e12, 4e12)
 """Years 2001 to 2096."""
-_IMAGE_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "data:image/")
+IMAGE_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "data:image/")
 """How JPEG, PNG and WebP begin as text."""
 _IMAGE_NAME = "image"
 """The field of a file that has nothing but pictures, and so no name for them."""
@@ -63,7 +64,8 @@ class FileSource:
         record's topic is the file's name, its offset the row, counted from 0 without blank lines, its timestamp the
         file's. In a folder every file is a record, in the order of the paths (see
         :func:`consumers.sources.image_files.list_files`), and its path there is the key. For ``.npz`` see
-        :func:`consumers.sources.image_files.read_npz`.
+        :func:`consumers.sources.image_files.read_npz`, for what a CSV may look like
+        :func:`consumers.sources.csv_files.read_csv`.
     max_batch
         At most so many records a poll; 64 MiB of them end it earlier.
     committed
@@ -254,9 +256,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _csv(path: Path) -> Iterator[bytes]:
     with _table_errors(path) as polars:
-        # All rows decide a column's type: with fewer, a text far down in a column of numbers ends the reading.
-        table = polars.read_csv(path, infer_schema_length=None)
-    return _rows(table)
+        table, mixed = read_csv(path, polars)
+    return _rows(table, mixed)
 
 
 def _parquet(path: Path) -> Iterator[bytes | None]:
@@ -281,9 +282,14 @@ def _table_errors(path: Path) -> Iterator[ModuleType]:
         raise SourceError(f"{path}: is no readable {path.suffix} file: {first_line}") from error
 
 
-def _rows(table: pl.DataFrame) -> Iterator[bytes]:
+def _rows(table: pl.DataFrame, mixed: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> Iterator[bytes]:
+    """Yield the rows; of `mixed` columns the values given there."""
+    i = 0
     for part in table.iter_slices(_SLICE):
         for row in part.iter_rows(named=True):
+            for name, values in mixed.items():
+                row[name] = values[i]
+            i += 1
             yield orjson.dumps(row, default=_plain)
 
 
@@ -329,7 +335,7 @@ def _kind(name: str, values: Sequence[Any]) -> tuple[FieldKind | None, str]:
         return (FieldKind.TIMESTAMP if is_time else FieldKind.NUMERIC), ""
     if kinds == {str} and all(map(_is_iso_8601, values)):
         return FieldKind.TIMESTAMP, ""
-    if kinds == {str} and all(value.startswith(_IMAGE_BASE64) for value in values):
+    if kinds == {str} and all(value.startswith(IMAGE_BASE64) for value in values):
         return FieldKind.IMAGE, ""
     n_distinct = len(set(values))
     if n_distinct > _MAX_CATEGORIES or n_distinct > max(_MIN_CATEGORIES, len(values) // 2):

@@ -252,7 +252,10 @@ class KafkaSource:
                     f"{where}: {there}; reset the group's offset, or allow input.lost_offset: earliest or latest"
                 )
             goal = begins[partition] if self._lost_offset == "earliest" else ends[partition]
-            log.error("%s: %s; going on at %d (input.lost_offset: %s)", where, there, goal, self._lost_offset)
+            place = {"topic": partition.topic, "partition": partition.partition, "offset": offset}
+            log.error(
+                "%s: %s; going on at %d (input.lost_offset: %s)", where, there, goal, self._lost_offset, extra=place
+            )
             self._consumer.seek(partition, goal)
             if self._on_skipped is not None:
                 self._on_skipped((partition.topic, partition.partition), max(0, goal - offset))

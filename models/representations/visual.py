@@ -48,7 +48,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _MOST = {"jitter": 0.5, "patch_jitter": 1, "min_scale": 1, "min_area": 1, "max_area": 1}
 """Of options that are shares. A hue jittered by 0.5 is any hue."""
 _LEAST = {"head_layers": 0, "steps_per_epoch": 0, "batch_rows": 2, "width": 8}
-"""Of options that count. A network of width 4 makes PyTorch 2.13 write beyond its memory on processors without AVX-512."""
+"""Of options that count. PyTorch 2.13 writes beyond its memory at width 4 on processors without AVX-512."""
 
 
 class Visual(ABC):

@@ -14,10 +14,26 @@ from pathlib import Path
 
 import click
 
+from srr_stream.cli.api import api
 from srr_stream.cli.audit import audit
-from srr_stream.cli.common import clear_errors, config_option, load, stop_on_signals
+from srr_stream.cli.backtest import backtest
+from srr_stream.cli.common import (
+    clear_errors,
+    config_option,
+    load,
+    reload_on_signals,
+    stop_on_signals,
+    watch_option,
+)
+from srr_stream.cli.completion import completion
 from srr_stream.cli.dlq import dlq
+from srr_stream.cli.doctor import doctor
+from srr_stream.cli.explain import explain
+from srr_stream.cli.init import init
+from srr_stream.cli.labels import labels
 from srr_stream.cli.models import models
+from srr_stream.cli.plot import plot
+from srr_stream.cli.replay import replay
 from srr_stream.logs import set_up_logging
 from srr_stream.metrics import package_version
 
@@ -47,29 +63,33 @@ def main(log_level: str) -> None:
 
 @main.command()
 @config_option
-def run(path: Path) -> None:
-    """Score the stream and train beside it, until stopped."""
-    _serve(path, has_trainer=True)
+@watch_option
+def run(path: Path, is_watched: bool) -> None:
+    """Score the stream, train beside it, and serve the API and the review page, until stopped."""
+    _serve(path, is_alone=False, is_watched=is_watched)
 
 
 @main.command()
 @config_option
-def score(path: Path) -> None:
+@watch_option
+def score(path: Path, is_watched: bool) -> None:
     """Score the stream with what the registry holds; another process trains."""
-    _serve(path, has_trainer=False)
+    _serve(path, is_alone=True, is_watched=is_watched)
 
 
 @main.command()
 @config_option
 @click.option("--once", is_flag=True, help="Train now, once, print the manifest's essentials as JSON, and end.")
-def train(path: Path, once: bool) -> None:
+@watch_option
+def train(path: Path, once: bool, is_watched: bool) -> None:
     """Train whenever it is due, and publish to the registry; another process scores."""
     with clear_errors():
-        settings = load(path)
-        if not once:
+        reloads = reload_on_signals(path, is_watched=is_watched) if not once else None
+        settings = load(path, role="trainer")
+        if reloads is not None:
             from srr_stream.trainer_process import run_trainer
 
-            run_trainer(settings, should_stop=stop_on_signals(), on_status=lambda status: None)
+            run_trainer(settings, should_stop=stop_on_signals(), on_status=lambda status: None, reloads=reloads)
             return
         from srr_stream.trainer_process import train_once
 
@@ -211,14 +231,25 @@ def demo(
         sys.exit(1)
 
 
+main.add_command(api)
 main.add_command(audit)
+main.add_command(backtest)
+main.add_command(completion)
 main.add_command(dlq)
+main.add_command(doctor)
+main.add_command(explain)
+main.add_command(init)
+main.add_command(labels)
 main.add_command(models)
+main.add_command(plot)
+main.add_command(replay)
 
 
-def _serve(path: Path, *, has_trainer: bool) -> None:
+def _serve(path: Path, *, is_alone: bool, is_watched: bool) -> None:
     with clear_errors():
-        settings = load(path)
+        reloads = reload_on_signals(path, is_watched=is_watched)
+        settings = load(path, role="scorer")
         from srr_stream.service import Service
 
-        Service(settings, has_trainer=has_trainer).run(stop_on_signals())
+        has_api = settings.api.enabled and not is_alone
+        Service(settings, has_trainer=not is_alone, has_api=has_api, reloads=reloads).run(stop_on_signals())

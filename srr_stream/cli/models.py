@@ -183,6 +183,8 @@ def _problem(registry: Registry, version: int) -> str | None:
     try:
         model, manifest = registry.load(version)
         check_canary(model, manifest.canary)
+        for name in manifest.files:
+            registry.beside(version, name)
     except ModelRefused as error:
         return f"refused ({error.reason}): {str(error).removeprefix(f'version {version}: ')}"
     return None

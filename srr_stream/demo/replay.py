@@ -16,10 +16,9 @@ from typing import Any, Literal
 import orjson
 
 from consumers.records import FieldKind, RecordSchema
+from srr_stream.replay import TICK_S, open_producer, paced
 
 MALFORMED_EVERY = 1000
-_TICK_S = 0.01
-"""How often the replay looks what is due: bursts of a hundredth of a second's records."""
 _MARK = "\0here"
 """Stands for a token that is no JSON value, until the record is written."""
 
@@ -110,6 +109,7 @@ class Replay:
         self._rate = rate
         self._n_at_once = n_at_once
         self._hold_at = hold_at
+        self._held_s = 0.0
         self._released = threading.Event()
         self._send_timeout_s = send_timeout_s
         self._stop = threading.Event()
@@ -153,20 +153,8 @@ class Replay:
             self._is_done.set()
 
     def _produce(self) -> None:
-        from kafka import KafkaProducer
-
-        timeout_ms = int(self._send_timeout_s * 1000)
-        producer = KafkaProducer(
-            bootstrap_servers=self._bootstrap_servers,
-            acks="all",
-            enable_idempotence=True,
-            allow_auto_create_topics=False,
-            linger_ms=5,
-            max_block_ms=timeout_ms,
-            request_timeout_ms=timeout_ms // 2,
-            delivery_timeout_ms=timeout_ms,
-            metrics_enabled=False,
-        )
+        connection = {"bootstrap_servers": self._bootstrap_servers}
+        producer = open_producer(connection, timeout_s=self._send_timeout_s)
         try:
             for event in self._paced():
                 future = producer.send(self._topic, event.value, key=str(event.index).encode())
@@ -178,22 +166,21 @@ class Replay:
 
     def _paced(self) -> Iterator[Event]:
         """Yield every event when it is due, until told to stop."""
-        started = time.monotonic()
-        for event in self._events:
-            while time.monotonic() - started < max(0, event.index - self._n_at_once) / self._rate:
-                if self._stop.wait(_TICK_S):
-                    return
+        for event in paced(self._events, self._due_s, self._stop.wait):
             if event.index == self._hold_at:
-                started += self._held_for()
+                self._held_s += self._held_for()
             if self._stop.is_set():
                 return
             yield event
+
+    def _due_s(self, index: int) -> float:
+        return max(0, index - self._n_at_once) / self._rate + self._held_s
 
     def _held_for(self) -> float:
         """Return after how many seconds it is released, or told to stop."""
         since = time.monotonic()
         self.is_held = True
-        while not (self._released.is_set() or self._stop.wait(_TICK_S)):
+        while not (self._released.is_set() or self._stop.wait(TICK_S)):
             pass
         self.is_held = False
         return time.monotonic() - since

@@ -17,15 +17,12 @@ from rich.text import Text
 
 from models.evaluation import average_precision, precision_recall_f1, roc_auc
 from srr_stream.demo.live import percent
+from srr_stream.plots import Swap, draw_severities, draw_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 118
-_N_BINS = 60
-"""Slices of time over which the picture averages the flagged rate."""
-_N_BARS, _MAX_SEVERITY = 80, 20.0
-_NORMAL_COLOUR, _FLAGGED_COLOUR, _SWAP_COLOUR = "#4c78a8", "#d1495b", "#555555"
 
 
 class Verdict(NamedTuple):
@@ -255,7 +252,7 @@ def plot(path: Path, verdicts: Sequence[Verdict], versions: Sequence[Version], *
     figure.suptitle(title)
     if verdicts:
         draw_rate(rate, verdicts, versions)
-        draw_severities(severities, verdicts)
+        draw_severities(severities, np.array([verdict.severity for verdict in verdicts]))
     else:
         rate.text(0.5, 0.5, "no verdicts", ha="center", va="center", transform=rate.transAxes)
     figure.savefig(path, format="png", dpi=120)
@@ -265,45 +262,11 @@ def draw_rate(axes: Axes, verdicts: Sequence[Verdict], versions: Sequence[Versio
     """Draw flagged records per scored ones in slices of time; a model's line stands at its first verdict."""
     times = np.array([verdict.time_s for verdict in verdicts])
     times -= times.min()
-    flagged = np.array([verdict.flagged for verdict in verdicts], dtype=np.float64)
-    edges = np.linspace(0.0, max(float(times.max()), 1e-3), _N_BINS + 1)
-    n_scored, _ = np.histogram(times, edges)
-    n_flagged, _ = np.histogram(times, edges, weights=flagged)
-    ratio = np.divide(n_flagged, n_scored, out=np.full(_N_BINS, np.nan), where=n_scored > 0)
-    axes.stairs(100 * ratio, edges, color=_FLAGGED_COLOUR, fill=True, alpha=0.35)
-    axes.stairs(100 * ratio, edges, color=_FLAGGED_COLOUR, linewidth=1.2)
     number = np.array([verdict.version for verdict in verdicts])
-    for version in versions:
-        if (mine := number == version.number).any():
-            at_s = float(times[mine].min())
-            axes.axvline(at_s, color=_SWAP_COLOUR, linewidth=1, linestyle="--")
-            axes.annotate(
-                f"v{version.number} {version.representation}",
-                (at_s, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -4),
-                textcoords="offset points",
-                rotation=90,
-                va="top",
-                fontsize=8,
-                color=_SWAP_COLOUR,
-            )
-    axes.set(xlabel="seconds since the first verdict", ylabel="flagged, % of scored", xlim=(edges[0], edges[-1]))
-    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the names above the rate
-    axes.set_title("Flagged rate; dashed: a new model took over; a gap: nothing was scored", loc="left", fontsize=10)
-
-
-def draw_severities(axes: Axes, verdicts: Sequence[Verdict]) -> None:
-    """Draw how many records have which severity, flagged ones in their own colour."""
-    severity = np.array([verdict.severity for verdict in verdicts])
-    greatest = min(max(2.0, float(np.quantile(severity, 0.999))), _MAX_SEVERITY)
-    n_per_unit = round(_N_BARS / greatest)  # whole, so that the boundary lies between two bars
-    edges = (np.arange(round(greatest * n_per_unit) + 1) / n_per_unit).tolist()
-    shown = np.minimum(severity, edges[-1])
-    axes.hist(shown[shown < 1], edges, color=_NORMAL_COLOUR, label="normal")
-    axes.hist(shown[shown >= 1], edges, color=_FLAGGED_COLOUR, label="flagged")
-    axes.axvline(1.0, color=_SWAP_COLOUR, linewidth=1)
-    axes.set(xlabel="severity (1 is the boundary for every model)", ylabel="records", yscale="log", xlim=(0, edges[-1]))
-    axes.set_ylim(bottom=0.5)  # a single record shows
-    axes.set_title("Severities of all records; the last bar holds everything beyond", loc="left", fontsize=10)
-    axes.legend()
+    swaps = [
+        Swap(float(times[mine].min()), f"v{version.number} {version.representation}")
+        for version in versions
+        if (mine := number == version.number).any()
+    ]
+    flagged = np.array([verdict.flagged for verdict in verdicts], dtype=np.bool_)
+    draw_share(axes, times, flagged, swaps, label="seconds since the first verdict")

@@ -67,11 +67,44 @@ def test_a_table_s_own_types_become_json(tmp_path: Path) -> None:
     assert read(path) == [{"price": 1.5, "took": 90.0, "at": "2024-01-01T12:30:00", "gap": None}]
 
 
-def test_text_far_down_in_a_column_of_numbers_is_read(tmp_path: Path) -> None:
+def test_text_far_down_in_a_column_of_numbers_stays_text_and_leaves_the_numbers_numbers(tmp_path: Path) -> None:
     path = tmp_path / "late.csv"
-    path.write_text("x\n" + "1\n" * 3000 + "n/a\n")
-    source = FileSource(path, max_batch=5000)
-    assert json.loads(source.poll(0.0)[-1].value or b"") == {"x": "n/a"}
+    path.write_text("x\n" + "1\n" * 30_000 + "broken\nn/a\n")
+    records = FileSource(path, max_batch=50_000).poll(0.0)
+    assert [json.loads(record.value or b"")["x"] for record in records[-3:]] == [1, "broken", None]
+    assert {record.value for record in records[:-2]} == {b'{"x":1}'}
+
+
+def test_a_column_of_texts_keeps_what_looks_like_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "codes.csv"
+    path.write_text("code\n1\nA7\nNA\n")
+    assert read(path) == [{"code": "1"}, {"code": "A7"}, {"code": "NA"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b"\xef\xbb\xbfa,b\n1,x\n", [{"a": 1, "b": "x"}]),
+        (b'a;"b, c"\n1,5;"x, y"\n2;z\n', [{"a": 1.5, "b, c": "x, y"}, {"a": 2.0, "b, c": "z"}]),
+        (b"a\tb\n1\tx\n", [{"a": 1, "b": "x"}]),
+        (b"a|b\n1|x\n", [{"a": 1, "b": "x"}]),
+        (b"a, b\n1, 2\n 3, 4\n", [{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
+        ("größe,ort\n1,Zürich\n".encode("utf-16"), [{"größe": 1, "ort": "Zürich"}]),
+        ("a,ort\n1,Zürich\n".encode("cp1252"), [{"a": 1, "ort": "Zürich"}]),
+        (b"a,b\n1,\nnan,x\nNA,y\n-,z\n2.5,z\n", [
+            {"a": 1.0, "b": None}, {"a": None, "b": "x"}, {"a": None, "b": "y"}, {"a": None, "b": "z"},
+            {"a": 2.5, "b": "z"},
+        ]),
+        (b"a\n123456789012345678901234567890\n", [{"a": 1.2345678901234568e29}]),
+        (b"a,a\n1,2\n", [{"a": 1, "a_duplicated_0": 2}]),
+        (b"a\n1\n\n3\n", [{"a": 1}, {"a": None}, {"a": 3}]),
+        (b"a,b\n", []),
+    ],
+)  # fmt: skip
+def test_a_csv_is_read_as_people_have_it(tmp_path: Path, content: bytes, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "ugly.csv"
+    path.write_bytes(content)
+    assert read(path) == rows
 
 
 def test_blank_lines_are_no_records(tmp_path: Path) -> None:

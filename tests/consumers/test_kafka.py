@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -422,7 +422,8 @@ def test_source_and_log_outlive_the_restart_of_a_killed_broker(
     source.commit(after(first))
     assert log.ends() == {(topic_name, 0): 5}
     apache_kafka.kill()
-    assert source.poll(0.5) == []
+    with suppress(BrokerUnavailable):  # noticed sooner or later
+        assert source.poll(0.5) == []
     with pytest.raises(BrokerUnavailable):
         log.ends()
     apache_kafka.start()

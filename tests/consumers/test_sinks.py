@@ -157,6 +157,17 @@ def test_the_record_goes_along_if_asked_for_and_stays_on_one_line(verdicts: Verd
     assert not any(b"\n" in body for body in bodies)
 
 
+def test_the_verdict_of_a_flagged_record_names_its_page_if_there_is_one(verdicts: Verdicts) -> None:
+    def told(**options: Any) -> list[Any]:
+        return [json.loads(body) for body in verdict_bodies(verdicts, **options)]
+
+    bodies = told(review_url="https://srr.example.com/x")
+    assert any(body["flagged"] for body in bodies)
+    for body, plain in zip(bodies, told(), strict=True):
+        page = {"review": f"https://srr.example.com/x/flagged/{body['id']}"} if body["flagged"] else {}
+        assert body == plain | page
+
+
 def test_a_record_too_large_for_a_message_is_left_out_of_its_verdict(verdicts: Verdicts) -> None:
     first, *others = verdicts.batch.raw
     large = first._replace(value=b'{"x": "' + b"x" * MAX_BODY_SIZE + b'"}')  # type: ignore[attr-defined]

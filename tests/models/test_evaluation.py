@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from models.evaluation import (
     average_precision,
     f1_at_true_ratio,
+    precision_at,
     precision_recall_f1,
     recall_at_precision,
     refinement_efficacy,
@@ -52,3 +53,22 @@ def test_refinement_efficacy_counts_what_was_removed_of_each_kind() -> None:
 def test_one_kind_only_is_refused(y: list[bool]) -> None:
     with pytest.raises(ValueError, match="needed: equal lengths, an anomaly and a normal row"):
         roc_auc(np.array(y), np.zeros(2))
+
+
+def test_precision_at_k_is_the_share_of_anomalies_among_the_k_highest() -> None:
+    rng = np.random.default_rng(0)
+    score, is_anomaly = rng.normal(size=200), rng.random(200) < 0.3
+    order = np.argsort(-score)
+    for k in (1, 7, 200):
+        assert precision_at(is_anomaly, score, k) == pytest.approx(is_anomaly[order[:k]].mean())
+
+
+def test_of_equal_scores_at_the_edge_each_counts_its_share() -> None:
+    is_anomaly, score = np.array([True, True, False, False, True]), np.array([9.0, 5.0, 5.0, 5.0, 1.0])
+    assert precision_at(is_anomaly, score, 2) == pytest.approx((1 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_precision_at_more_or_less_than_there_is_is_an_error(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k is {k} of 3 scores"):
+        precision_at(np.array([True, False, False]), np.arange(3.0), k)

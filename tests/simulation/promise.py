@@ -44,6 +44,7 @@ class FakeModel:
 
     takes_pictures = False
     representation_name = "fake"
+    false_alarm_rate = 0.25
 
     def __init__(self, version: int, *, is_damaged: bool = False) -> None:
         self._version = version

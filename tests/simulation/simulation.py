@@ -41,7 +41,7 @@ from simulated_kafka import (
 
 from consumers.decoding import JsonDecoder
 from consumers.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from consumers.errors import BrokerUnavailable, MembershipLost, SinkError
+from consumers.errors import BrokerUnavailable, ConsumersError, MembershipLost, SinkError
 from consumers.records import BadRecord, Position, RawRecord, StoredRecord, Verdicts
 from consumers.sinks.serialization import dead_letter_headers, verdict_bodies
 from srr_stream import service
@@ -54,6 +54,8 @@ from srr_stream.pace import Pace
 from srr_stream.registry import Pointer
 from srr_stream.scorer import Scorer
 from srr_stream.service import Service
+from srr_stream.statusz import ScorerBoard
+from srr_stream.tracing import NoSpans
 
 CALM_STEPS = 6000
 """Far more than a world without faults needs to answer everything."""
@@ -466,17 +468,23 @@ class SimulatedService(Service):
             kafka=SimpleNamespace(bootstrap_servers="simulated"),
             input=SimpleNamespace(poll_timeout=SimpleNamespace(total_seconds=lambda: 0.2)),
             output=SimpleNamespace(n_reasons=1),
+            threshold=SimpleNamespace(false_alarm_rate=FakeModel.false_alarm_rate),
+            gate=SimpleNamespace(auto_rollback=False),
         )
         self.metrics = _metrics(process)
         self.health = Health(live_timeout_s=60, clock=lambda: world.monotonic_s)
         self.live_model = process.live_model = SimulatedLiveModel(process)
-        self.trainer = None
+        self.trainer = self.api = None
         self._pace = SimulatedPace(world)
         self._transactional_id = None
         if world.mode == "exactly_once" and world.parts.is_transactional:
             self._transactional_id = f"group-{process.instance_id or process.name}"
         self._was_connected = False
         self._observers = []
+        self._labels = self._known_normals = None
+        self._connected = self._swap_watch = None
+        self._board = ScorerBoard()
+        self._tracing = NoSpans()
         with world._elsewhere():
             self.live_model.refresh()
 
@@ -484,6 +492,17 @@ class SimulatedService(Service):
         self.health.not_ready(why)
         self.process.source = None
         self.process.world.step(self.process, f"backs off: {why}")
+
+    def _look_for_settings(self) -> None:
+        """Now and then somebody changes where the verdicts go, and back: here it is the same place."""
+        world = self.process.world
+        if world.is_calm or world.rng.random() > 0.03:
+            return
+        world.note(f"{self.process.name} is given other outputs")
+        try:
+            self._adopt(self._settings, frozenset({"output.alerts_topic"}))
+        except ConsumersError as error:
+            world.note(f"{self.process.name} keeps its outputs: {error}")
 
 
 _pool: dict[str, ScorerMetrics] = {}
@@ -539,7 +558,7 @@ class SimulatedLiveModel(LiveModel):
         super().__init__(
             SimulatedRegistry(process),  # type: ignore[arg-type]
             schema_digest=SCHEMA.digest,
-            false_alarm_rate=0.25,
+            false_alarm_rate=FakeModel.false_alarm_rate,
             on_swap=lambda live: process.world.note(f"{process.name} has version {live.version} live"),
         )
 
@@ -881,6 +900,9 @@ class _Assembly:
         return None
 
     def heat_map_url(self, settings: Any) -> None:
+        return None
+
+    def log_as_set(self, settings: Any) -> None:
         return None
 
 

@@ -52,7 +52,7 @@ def test_what_failed_once_does_not_fail_again(mode: Mode, seed: int) -> None:
 
 
 def test_the_schedules_hold_every_failure_that_they_are_about() -> None:
-    outcomes = [simulate(seed, mode) for seed in range(1, 61) for mode in MODES]
+    outcomes = [simulate(seed, mode) for seed in range(1, 91) for mode in MODES]
     told = "\n".join(event for outcome in outcomes for event in outcome.events)
     missing = [event for event in EXPECTED if event not in told]
     assert not missing
@@ -83,6 +83,8 @@ EXPECTED = [
     "another member has the instance id",
     "and damaged",
     "looks at the model",
+    "is given other outputs",
+    "keeps its outputs",
 ]
 
 

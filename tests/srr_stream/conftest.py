@@ -40,6 +40,14 @@ def make_values(n: int, *, seed: int = 0, contamination: float = 0.03) -> list[b
     ]
 
 
+def make_flood(n: int) -> list[bytes]:
+    """Return records unlike any that :func:`make_values` makes, each another."""
+    return [
+        json.dumps({"duration_ms": 1e5 + 37.0 * i, "bytes_sent": 1.0 + i % 7, "load": 0.5, "route": "/"}).encode()
+        for i in range(n)
+    ]
+
+
 @dataclass
 class Stream:
     """One test's own topics on a broker, with settings that read them."""
@@ -88,6 +96,7 @@ class Stream:
             },
             "registry": {"url": str(self.folder / "registry"), "poll_every": "100ms"},
             "http": {"host": "127.0.0.1", "scorer_port": 0, "trainer_port": 0},
+            "api": {"enabled": False, "port": 0, "state_dir": str(self.folder / "state")},
         }
         for section, values in overrides.items():
             content[section] = content.get(section, {}) | dict(values)

@@ -169,6 +169,20 @@ def test_dead_letters_answer_and_notes_of_sending_again_do_not(stream: Stream) -
     assert audit(stream)["findings"] == []
 
 
+def test_a_verdict_that_a_label_changed_between_two_attempts_is_no_fault(stream: Stream) -> None:
+    write(stream, stream.topic, [b"{}"] * 3)
+    values = [verdict(stream, offset) for offset in range(3)]
+    near = f"{stream.topic}-0-0"
+    flagged = verdict(stream, 1, flagged=True)
+    write(stream, stream.scores_topic, [values[0], flagged, verdict(stream, 1, known_normal=near), values[2]])
+    write(stream, stream.alerts_topic, [flagged])
+    commit(stream, 3)
+    assert kinds(audit(stream)) == {"repeated": 1, "relabelled": 1}
+    for wrong in ({"known_normal": near, "flagged": True}, {"known_normal": 1}):
+        write(stream, stream.scores_topic, [verdict(stream, 2, **wrong)])
+    assert kinds(audit(stream, expected=5)) == {"repeated": 1, "relabelled": 1, "malformed": 2}
+
+
 def test_what_is_no_verdict_is_malformed_and_a_stranger_unexplained(stream: Stream) -> None:
     write(stream, stream.topic, [b"{}"])
     others = [b"no JSON", b"[]", b'{"topic": 1}', verdict(stream, 0, id="another"), verdict(stream, 0, flagged=1)]

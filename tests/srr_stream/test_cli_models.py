@@ -256,6 +256,16 @@ def test_every_version_that_is_not_good_is_named_with_exit_3(bench: Bench) -> No
     assert result.stderr == "error: not good: version 1, version 3, the pointer\n"
 
 
+def test_what_lies_beside_the_weights_is_checked_too(bench: Bench, trained: tuple[Manifest, bytes]) -> None:
+    made, weights = trained
+    bench.registry.publish(made, weights, {"refinement.json": b"{}"})
+    assert bench.call("verify", 4).stdout == "version 4: good\n"
+    bench.file("versions/4/refinement.json").write_text("[]")
+    result = bench.call("verify", 4)
+    assert result.exit_code == 3
+    assert "version 4: refused (hash): refinement.json is altered or torn" in result.stdout
+
+
 def test_a_version_that_scores_its_canary_differently_is_not_good(
     bench: Bench, trained: tuple[Manifest, bytes]
 ) -> None:

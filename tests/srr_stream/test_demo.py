@@ -119,7 +119,8 @@ def test_the_demo_shows_what_the_project_promises_and_a_prometheus_sees_the_flag
             )
             (answer,) = wait_until(lambda: query(port, rate), what="the flagged rate")
             assert 0 < float(answer["value"][1]) < 0.5
-            (recorded,) = wait_until(lambda: query(port, "srr:flagged:ratio_rate5m > 0"), what="the recording rule")
+            ratio = "job_topic:srr_flagged:ratio_rate5m > 0"
+            (recorded,) = wait_until(lambda: query(port, ratio), what="the recording rule")
             assert 0 < float(recorded["value"][1]) < 0.5
             assert wait_until(lambda: query(port, "srr_training_excluded_ratio"), what="the trainer's figures")
         stdout, stderr = process.communicate(timeout=200)

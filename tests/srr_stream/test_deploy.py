@@ -1,16 +1,14 @@
-"""The container and the Prometheus rules fit the program that they are for."""
+"""The container fits the program that it is for."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,26 +18,17 @@ from prometheus_client import CollectorRegistry
 from srr_stream.api import HttpEndpoint
 from srr_stream.cli import main
 from srr_stream.health import Health
-from srr_stream.metrics import ScorerMetrics, TrainerMetrics
-from srr_stream.settings import HttpSettings
+from srr_stream.settings import ApiSettings, HttpSettings
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="NOT RUN: needs promtool (Debian package prometheus)"
-)
 
 
 def instructions(name: str) -> list[str]:
     """Return the arguments of every instruction `name` of the Dockerfile, continued lines joined."""
     lines = DOCKERFILE.replace("\\\n", " ").splitlines()
     return [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
-
-
-def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
 
 
 def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -125,50 +114,10 @@ def test_the_health_check_fails_when_nobody_listens(free_port: int) -> None:
 
 def test_container_and_prometheus_use_the_ports_that_are_the_defaults() -> None:
     ports = [HttpSettings().scorer_port, HttpSettings().trainer_port]
-    assert instructions("EXPOSE") == [" ".join(map(str, ports))]
+    assert instructions("EXPOSE") == [" ".join(map(str, [*ports, ApiSettings().port]))]
     assert f"HEALTH_PORT={ports[0]}" in DOCKERFILE
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     targets = [
         target for job in config["scrape_configs"] for each in job["static_configs"] for target in each["targets"]
     ]
     assert targets == [f"localhost:{port}" for port in ports]
-
-
-@needs_promtool
-def test_promtool_accepts_the_rules_and_the_example() -> None:
-    for command in (["check", "rules", "rules.yml"], ["check", "config", "prometheus.yml"]):
-        done = run("promtool", *command, cwd=PROMETHEUS)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-@needs_promtool
-def test_the_rules_do_what_their_own_tests_say() -> None:
-    done = run("promtool", "test", "rules", "rules_test.yml", cwd=PROMETHEUS)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_rule_has_a_test_of_its_own() -> None:
-    tests = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())["tests"]
-    firing = {each["alertname"] for test in tests for each in test.get("alert_rule_test", ()) if each["exp_alerts"]}
-    queried = {each["expr"] for test in tests for each in test.get("promql_expr_test", ())}
-    assert {rule["alert"] for rule in rules() if "alert" in rule} == firing
-    assert {rule["record"] for rule in rules() if "record" in rule} == queried
-
-
-def test_the_rules_ask_only_for_metrics_and_labels_that_are_there() -> None:
-    labels: dict[str, set[str]] = {}
-    for metrics in (ScorerMetrics, TrainerMetrics):
-        registry = CollectorRegistry()
-        for metric in vars(metrics(registry)).values():
-            for family in metric.describe() if hasattr(metric, "describe") else ():
-                name = f"{family.name}_total" if family.type == "counter" else family.name
-                labels[name] = set(metric._labelnames)
-    used = {
-        (name, label)
-        for rule in rules()
-        for name, selector in re.findall(r"\b(srr_\w+)(?:\{([^}]*)\})?", rule["expr"])
-        for label in [None, *re.findall(r"(\w+)=", selector)]
-    }
-    assert {name for name, _ in used} <= labels.keys()
-    assert all(label is None or label in labels[name] for name, label in used)
-    assert len({name for name, _ in used}) >= 8

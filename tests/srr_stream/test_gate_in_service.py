@@ -130,7 +130,7 @@ def test_with_a_manual_gate_every_model_waits_for_a_person_and_scores_along_mean
         wait_until(lambda: stream.count() == 500, what="the verdicts of the first model")
         wait_until(lambda: ask(service.port, "/readyz")[0] == 200, what="readiness")
         assert service.live_model.challenger is None
-        assert "srr_shadow_records_total{" not in ask(service.port, "/metrics")[1]
+        assert 'srr_shadow_records_total{verdict="normal"} 0.0' in ask(service.port, "/metrics")[1]
 
         registry.request_training("a test")
         second = wait_until(lambda: registry.pointer().challenger, what="the second challenger")

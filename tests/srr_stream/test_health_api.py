@@ -161,3 +161,28 @@ def test_becoming_ready_and_not_ready_is_logged_once_each(caplog: pytest.LogCapt
         for _ in range(3):
             health.not_ready("no broker")
     assert caplog.messages == ["ready: scoring 2 partitions", "not ready: no broker"]
+
+
+# What a role says of itself
+
+
+def test_statusz_is_what_the_role_says_with_its_history_if_that_is_asked_for(ask: Ask) -> None:
+    asked: list[bool] = []
+
+    def say(with_history: bool) -> dict[str, object]:
+        asked.append(with_history)
+        return {"role": "scorer", "ready": True}
+
+    health = Health(live_timeout_s=60)
+    endpoint = HttpEndpoint("127.0.0.1", 0, registry=CollectorRegistry(), health=health, statusz=say)
+    try:
+        assert ask(endpoint.port, "/statusz") == (200, '{"role":"scorer","ready":true}')
+        assert ask(endpoint.port, "/statusz?history=1")[0] == 200
+        assert asked == [False, True]
+        assert ask(endpoint.port, "/nothing")[1] == "there are /metrics, /livez, /readyz and /statusz\n"
+    finally:
+        endpoint.close()
+
+
+def test_without_a_role_to_say_anything_there_is_no_statusz(bench: Bench, ask: Ask) -> None:
+    assert ask(bench.port, "/statusz") == (404, "there are /metrics, /livez and /readyz\n")

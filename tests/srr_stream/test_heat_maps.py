@@ -38,8 +38,10 @@ from srr_stream.heat_maps import HeatMaps, path_of
 from srr_stream.live_model import LiveModel, make_canary
 from srr_stream.loading import check_settings
 from srr_stream.metrics import ScorerMetrics
+from srr_stream.model_shelf import ModelShelf
 from srr_stream.overlays import overlay
 from srr_stream.pace import Pace
+from srr_stream.record_reader import RecordReader
 from srr_stream.registry import Manifest, Registry
 from srr_stream.scorer import Scorer
 from srr_stream.service import Service
@@ -128,9 +130,8 @@ class Bench:
         self.registry = Registry(str(folder))
         self.live_model = LiveModel(self.registry, schema_digest=schema.digest, false_alarm_rate=0.05)
         self.decoder = DECODERS[record_format](schema)
-        self.heat_maps = HeatMaps(
-            self._open, self.decoder, self.live_model, self.registry, topics=["events"], patience_s=0.2
-        )
+        reader = RecordReader(self._open, topics=["events"])
+        self.heat_maps = HeatMaps(reader, self.decoder, ModelShelf(self.live_model, self.registry), patience_s=0.2)
         self.metrics = CollectorRegistry()
         self.endpoint = HttpEndpoint(
             "127.0.0.1", 0, registry=self.metrics, health=Health(live_timeout_s=60), heat_maps=self.heat_maps

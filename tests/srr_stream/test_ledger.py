@@ -150,6 +150,32 @@ def test_doubles_of_two_versions_break_nothing_and_name_both() -> None:
     assert ledger.is_kept
 
 
+def test_doubles_that_differ_by_a_label_that_came_meanwhile_break_nothing() -> None:
+    """A record was marked normal between a crash and the second time: the first answer has an alert of its own."""
+    first = verdict(4, is_flagged=True)
+    again = verdict(4, to_offset=20, digest=99, mark=7)
+    ledger = audit([*all_but(4), first, again], alerts=[first])
+    assert kinds(ledger) == {Kind.REPEATED: 1, Kind.RELABELLED: 1}
+    assert "records near it were marked normal meanwhile" in ledger.finding(Kind.RELABELLED).examples[0].detail
+    assert ledger.is_kept
+    once_more = verdict(4, to_offset=21, digest=98, mark=7)
+    ledger = audit([*all_but(4), first, again, once_more], alerts=[first])
+    assert kinds(ledger) == {Kind.REPEATED: 2, Kind.RELABELLED: 2, Kind.DIFFERING: 1}
+    assert not ledger.is_kept
+
+
+def test_what_is_near_a_record_marked_normal_needs_no_alert_and_exactly_once_allows_none() -> None:
+    marked = verdict(4, mark=7)
+    assert kinds(audit([*all_but(4), marked], alerts=[], mode="exactly_once")) == {}
+    ledger = audit([*all_but(4), marked], alerts=[verdict(4, digest=99)], mode="exactly_once")
+    assert kinds(ledger) == {Kind.ALERT_UNEXPLAINED: 1}
+
+
+def test_an_alert_from_before_a_label_came_is_explained_by_it_at_least_once() -> None:
+    """A crash lost the first verdict, not its alert."""
+    assert kinds(audit([*all_but(4), verdict(4, mark=7)], alerts=[verdict(4, digest=99)])) == {}
+
+
 def test_dead_letters_that_differ_break_at_least_once() -> None:
     letters = [dead(3), dead(3, to_offset=20, digest=99)]
     assert kinds(audit(all_but(3), letters))[Kind.DIFFERING] == 1
@@ -294,6 +320,7 @@ def test_half_a_million_records_take_less_than_200_mb() -> None:
         offsets.astype(np.uint64),
         np.ones(n, dtype=np.int64),
         np.zeros(n, dtype=np.bool_),
+        np.zeros(n, dtype=np.int64),
         np.zeros(n, dtype=np.int8),
         np.ones(n, dtype=np.bool_),
     )
@@ -345,7 +372,10 @@ def reference(
                 found[Kind.RESCORED] += sum(entry.version != same[0].version for entry in same)
                 for version in {entry.version for entry in same}:
                     mine_of = [entry for entry in same if entry.version == version]
-                    found[Kind.DIFFERING] += sum(entry.digest != mine_of[0].digest for entry in mine_of)
+                    found[Kind.RELABELLED] += sum(entry.mark != mine_of[0].mark for entry in mine_of)
+                    for mark in {entry.mark for entry in mine_of}:
+                        alike = [entry for entry in mine_of if entry.mark == mark]
+                        found[Kind.DIFFERING] += sum(entry.digest != alike[0].digest for entry in alike)
         for place in PLACES:
             used = {e.to_partition for (at, _), same in answers[name].items() if at == place for e in same}
             found[Kind.SPREAD] += len(used) > 1
@@ -386,7 +416,8 @@ def entry_strategy() -> st.SearchStrategy[Entry]:
         to_partition=st.integers(0, 1),
         to_offset=st.just(0),
         digest=st.integers(0, 1),
-        version=st.just(1),
+        version=st.sampled_from([1, 1, 2]),
+        mark=st.sampled_from([0, 0, 7, 8]),
         fate=st.sampled_from([Fate.COMMITTED, Fate.COMMITTED, Fate.ABORTED, Fate.OPEN]),
         is_visible=st.booleans(),
     )

@@ -589,3 +589,69 @@ def test_a_rollback_to_a_version_that_is_torn_is_given_up(swapped: Bench, caplog
         swapped.live_model.refresh()
     assert swapped.registry.pointer().champion == 2
     assert caplog.text.count("version 2 cannot be rolled back") == 1
+
+
+# Another α
+
+
+def rates(bench: Bench) -> list[float]:
+    found = (bench.live_model.current, bench.live_model.previous, bench.live_model.challenger)
+    return [live.model.false_alarm_rate for live in found if live is not None]
+
+
+def test_another_rate_holds_for_all_that_score_and_for_what_is_loaded_later(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    bench.publish()
+    bench.propose()
+    bench.live_model.refresh()
+    assert rates(bench) == [0.02, 0.02, 0.02]
+    swapped = bench.live_model.current
+    bench.live_model.set_false_alarm_rate(0.2)
+    assert rates(bench) == [0.2, 0.2, 0.2]
+    assert swapped is not None
+    assert swapped.model.false_alarm_rate == 0.02, "a batch that has it goes on with it"
+    bench.publish()
+    bench.live_model.refresh()
+    assert bench.live_version == 4
+    assert rates(bench)[0] == 0.2
+    assert len(bench.swaps) == 3, "it is no swap"
+
+
+def test_the_same_rate_changes_no_object(bench: Bench) -> None:
+    bench.publish()
+    bench.live_model.refresh()
+    before = bench.live_model.current
+    bench.live_model.set_false_alarm_rate(0.02)
+    assert bench.live_model.current is before
+
+
+def test_a_rate_that_changes_while_a_model_is_loaded_holds_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.publish()
+    bench.propose()
+    load = bench.live_model.load
+
+    def load_slowly(version: int) -> Live:
+        loaded = load(version)
+        bench.live_model.set_false_alarm_rate({1: 0.1, 2: 0.2}[version])
+        return loaded
+
+    monkeypatch.setattr(bench.live_model, "load", load_slowly)
+    bench.live_model.refresh()
+    assert rates(bench) == [0.2, 0.2]
+
+
+def test_whether_the_replaced_model_is_kept_may_change(bench: Bench) -> None:
+    bench.live_model.keeps_previous = False
+    for _ in range(2):
+        bench.publish()
+        bench.live_model.refresh()
+    assert bench.live_model.previous is None
+    bench.live_model.keeps_previous = True
+    bench.publish()
+    bench.live_model.refresh()
+    assert bench.live_model.previous is not None
+    bench.live_model.forget_previous()
+    assert bench.live_model.previous is None

@@ -240,6 +240,23 @@ def test_every_command_works_with_a_url_on_s3(url: str, trained: tuple[Manifest,
     assert call("prune") == "removed versions/1\n"
 
 
+def test_what_lies_beside_the_weights_is_published_checked_and_pruned(
+    url: str, trained: tuple[Manifest, bytes]
+) -> None:
+    made, weights = trained
+    registry = Registry(url, keep=KEEP, clock=in_two_hours)
+    for _ in range(3):
+        registry.publish(made, weights, {"refinement.json": b"{}", "neighbours.safetensors": b"rows"})
+    assert registry.beside(1, "neighbours.safetensors") == b"rows"
+    assert registry.beside(1, "other") is None
+    open_files(url).write("versions/1/refinement.json", b"[]")
+    with pytest.raises(ModelRefused, match=r"version 1: refinement\.json is altered or torn"):
+        registry.beside(1, "refinement.json")
+    assert registry.load(1)[1].version == 1
+    assert registry.prune() == (1,)
+    assert not open_files(url).list("versions/1", is_deep=True)
+
+
 def test_what_another_process_left_at_the_root_is_seen_at_once(url: str) -> None:
     files = open_files(url)
     files.write("a", b"1")

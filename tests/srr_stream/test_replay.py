@@ -1,4 +1,4 @@
-"""The demo's replay: steady, honest about where each record went, and bad where it means to be."""
+"""Replays: steady, honest about where each record went; the demo's is bad where it means to be."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from kafka.errors import KafkaError
 
 from consumers.decoding import ImageDecoder, JsonDecoder
+from consumers.errors import SinkError
 from consumers.logs import KafkaLog, OffsetRange
 from consumers.records import Field, FieldKind, RecordSchema, StoredRecord
 from srr_stream.broker import EmbeddedBroker
 from srr_stream.data import load
 from srr_stream.demo.replay import Replay, make_stream
+from srr_stream.replay import Sender, as_it_came, at_rate, paced, replay
 
 SCHEMA = RecordSchema((Field("service", FieldKind.CATEGORICAL), Field("size", path=("body", "size"))))
 VALUE = b'{"service":"http","body":{"size":12}}'
@@ -220,3 +223,61 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 
 def test_a_replay_that_never_began_can_be_stopped() -> None:
     Replay([], "localhost:1", "t", rate=1).stop()
+
+
+# --- srr-stream replay
+
+
+def test_items_are_given_when_they_are_due_and_a_delay_is_made_up_for() -> None:
+    now, given = [0.0], []
+
+    def wait(seconds: float) -> bool:
+        now[0] += seconds
+        return False
+
+    for item in paced("abcd", lambda index: index / 10, wait, clock=lambda: now[0]):
+        given.append(now[0])
+        if item == "b":
+            now[0] += 0.15  # late: the next one is due already
+    assert given == pytest.approx([0.0, 0.1, 0.25, 0.3], abs=0.015)  # a tick later at most
+
+
+def test_whoever_waits_can_stop_a_replay() -> None:
+    assert list(paced("abc", lambda index: float(index), lambda seconds: True)) == ["a"]
+
+
+def test_a_tempo_is_kept_at_another_speed_and_never_runs_backwards() -> None:
+    due_s = as_it_came(np.array([5000, 7000, 6000, 9000]), 0.5)
+    assert [due_s(i) for i in range(4)] == [0.0, 4.0, 4.0, 8.0]
+    assert at_rate(4.0)(8) == 2.0
+
+
+def test_brokers_that_go_away_end_a_replay_with_what_they_have(topic_name: str) -> None:
+    records = [StoredRecord("file", 0, i, 0, None, b"{}") for i in range(20)]
+    with EmbeddedBroker() as broker:
+        broker.create_topics({topic_name: 1})
+        sender = Sender({"bootstrap_servers": [broker.bootstrap_servers]}, topic_name, timeout_s=2.0)
+        for record in records[:5]:
+            sender.send(record)
+        sender.flush()
+    with pytest.raises(SinkError, match=rf"{topic_name} did not take .*; 5 records before it are there"):
+        replay(records[5:], sender)
+
+
+def test_a_record_of_nothing_and_a_header_of_nothing_are_sent_as_empty(embedded_broker: Any, topic_name: str) -> None:
+    embedded_broker.create_topics({topic_name: 1})
+    records = [
+        StoredRecord("t", 0, 0, 0, None, None, [("h", None)]),
+        StoredRecord("t", 0, 1, 0, b"k", None),
+    ]
+    sender = Sender({"bootstrap_servers": [embedded_broker.bootstrap_servers]}, topic_name)
+    assert replay(records, sender).n_sent == 2
+    log = KafkaLog([topic_name], connection={"bootstrap_servers": [embedded_broker.bootstrap_servers]})
+    try:
+        sent = list(log.read(OffsetRange(topic_name, 0, 0, 2)))
+    finally:
+        log.close()
+    assert [(record.key, record.value, list(record.headers)) for record in sent] == [
+        (None, b"", [("h", b"")]),
+        (b"k", None, []),
+    ]

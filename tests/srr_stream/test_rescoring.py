@@ -90,6 +90,16 @@ def test_a_flag_that_its_model_does_not_set_is_found() -> None:
     assert "flagged is True, not False" in result.examples[0].detail
 
 
+def test_what_is_near_a_record_marked_normal_is_accepted_where_its_model_flags_it() -> None:
+    assert rescore(*verdicts([1, 3, 1], is_flagged=False, mark=5)).n_equal == 3
+
+
+def test_what_is_near_a_record_marked_normal_and_not_flagged_by_its_model_differs() -> None:
+    result = rescore(*verdicts([1, 1, 1], is_flagged=False, mark=5))
+    assert result.n_different == 1
+    assert "flagged is True, not False" in result.examples[0].detail
+
+
 def test_a_version_that_is_refused_or_gone_is_unverifiable_with_the_reason() -> None:
     result = rescore(*verdicts([1, 13, 99]))
     assert result.n_equal == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,120 @@ def test_a_stream_that_never_changes_is_learned_and_nothing_of_it_is_flagged(tmp
         for row in np.flatnonzero(verdicts.flagged).tolist()
     ]
     assert flagged == ["events-0-200"]
+
+
+# Changed settings
+
+
+def test_what_is_called_between_turns_finds_nothing_in_the_works(
+    bench: Bench, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench.append(make_values(200))
+    seen: list[tuple[int, int]] = []
+    bench.scorer.run(
+        lambda: len(seen) > 5,
+        between_turns=lambda: seen.append((sum(bench.log.committed["group"].values()), len(bench.answered()))),
+    )
+    assert all(committed == answered for committed, answered in seen)
+    assert seen[-1] == (200, 200)
+
+
+def test_another_delivery_and_number_of_reasons_hold_from_the_next_turn_on(
+    bench: Bench, make_values: Callable[..., list[bytes]]
+) -> None:
+    wild = [b'{"duration_ms": 9e5, "bytes_sent": 1, "load": 0.5, "route": "/"}'] * 10
+    bench.append(wild)
+    bench.until_idle()
+    other = MemorySink()
+    bench.scorer.deliver_by(AtLeastOnce(bench.source, other))
+    bench.scorer.adopt(n_reasons=1, drift=None)
+    bench.append(wild)
+    bench.until_idle()
+    assert sum(map(len, bench.sink.flushed)) == sum(map(len, other.flushed)) == 10
+    assert {len(reasons) for verdicts in bench.sink.flushed for reasons in verdicts.contributions.values()} == {4}
+    assert {len(reasons) for verdicts in other.flushed for reasons in verdicts.contributions.values()} == {1}
+
+
+def test_another_rate_is_no_drift_and_a_watch_that_is_left_out_shows_nothing(tmp_path: Path, model: Model) -> None:
+    asked: list[str] = []
+    bench = Bench(tmp_path / "registry", drift=DriftTrigger(block_size=8), on_drift=asked.append)
+    publish(bench.registry, model)
+    bench.live_model.refresh()
+    rng = np.random.default_rng(1)
+    rows = [(float(duration), float(rng.random())) for duration in rng.lognormal(3.0, 0.4, 2000)]
+    values = [
+        json.dumps({"duration_ms": duration, "bytes_sent": duration * 20, "load": load, "route": "/"}).encode()
+        for duration, load in rows
+    ]
+    bench.append(values)
+    bench.until_idle()
+    assert bench.figure("srr_drift_statistic", detector="mean_severity") > 0
+    asked.clear()
+    before = bench.scorer.drift
+    bench.live_model.set_false_alarm_rate(0.6)
+    bench.append(values)
+    bench.until_idle()
+    first, last = bench.sink.flushed[0], bench.sink.flushed[-1]
+    assert last.flagged.mean() > first.flagged.mean() + 0.2, "the rate did not take effect"
+    assert asked == []
+    assert bench.scorer.drift is before
+    bench.scorer.adopt(n_reasons=5, drift=None)
+    bench.append(values[:10])
+    bench.until_idle()
+    assert bench.figure("srr_drift_statistic", detector="mean_severity") == 0.0
+
+
+def test_a_partition_tells_when_it_was_last_read_and_nothing_once_it_is_gone(
+    tmp_path: Path, model: Model, make_values: Callable[..., list[bytes]]
+) -> None:
+    now = 1000.0
+    bench = Bench(tmp_path / "registry", clock=lambda: now)
+    publish(bench.registry, model)
+    bench.live_model.refresh()
+    bench.append(make_values(4))
+    bench.until_idle()
+
+    def last_read(partition: int) -> float:
+        return bench.figure("srr_partition_last_read_timestamp_seconds", topic="events", partition=str(partition))
+
+    assert (last_read(0), last_read(1)) == (1000.0, 1000.0)
+    now = 1060.0
+    bench.log.append("events", make_values(1)[0], partition=1)
+    bench.until_idle()
+    assert (last_read(0), last_read(1)) == (1000.0, 1060.0)
+    bench.source.lag = lambda: {("events", 1): 0}  # type: ignore[method-assign]  # partition 0 was given away
+    bench.scorer.turn()
+    assert (last_read(0), last_read(1)) == (0.0, 1060.0)
+
+
+def test_the_exemplars_of_severity_are_flagged_records(bench: Bench, make_values: Callable[..., list[bytes]]) -> None:
+    from prometheus_client.openmetrics.exposition import generate_latest
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+    bench.append([*make_values(20), b'{"duration_ms": 9e5, "bytes_sent": 1, "route": "/"}'])
+    bench.until_idle()
+    severities = {
+        event_id(raw): severity
+        for verdicts in bench.sink.flushed
+        for raw, severity in zip(verdicts.batch.raw, verdicts.severity, strict=True)
+        if severity > 1
+    }
+    families = text_string_to_metric_families(generate_latest(bench.metrics_registry).decode())
+    (samples,) = [family.samples for family in families if family.name == "srr_severity"]
+    exemplars = [sample.exemplar for sample in samples if sample.exemplar is not None]
+    assert exemplars
+    for exemplar in exemplars:
+        assert severities[exemplar.labels["event_id"]] == pytest.approx(exemplar.value)
+
+
+# The log
+
+
+def test_a_busy_scorer_logs_nothing_for_a_batch(
+    bench: Bench, make_values: Callable[..., list[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.append([*make_values(400), b"{torn"])
+    bench.until_idle()
+    assert len(bench.sink.flushed) > 5
+    assert caplog.messages == ["ready: scoring 2 partitions with version 1"]

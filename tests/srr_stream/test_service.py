@@ -73,6 +73,9 @@ def test_a_trainer_killed_with_9_is_replaced_while_scoring_goes_on(
         wait_until(lambda: trainer.pid not in (None, pid), what="another trainer")
         wait_until(lambda: max(service.registry.versions()) > last, what="a model of the new trainer")
         assert trainer.n_restarts >= 1
+        assert service.metrics_registry.get_sample_value("srr_trainer_restarts_total") == trainer.n_restarts
+        assert service.metrics_registry.get_sample_value("srr_false_alarm_rate") == settings.threshold.false_alarm_rate
+        assert service.metrics_registry.get_sample_value("srr_loop_silent_seconds") is not None
     ids = Counter(v["id"] for v in stream.verdicts())
     assert set(ids) == ids_of(stream, 1100)
     assert set(ids.values()) == {1}

@@ -58,8 +58,8 @@ class Models:
     def roll_back(self, version: int, previous: int, reason: str) -> None:
         self.rollbacks.append((version, previous, reason))
 
-    def forget_previous(self, version: int) -> None:
-        if self.previous is not None and self.previous.version == version:
+    def forget_previous(self, version: int | None = None) -> None:
+        if self.previous is not None and version in (None, self.previous.version):
             self.previous = None
 
     def drop_challenger(self, version: int) -> None:
@@ -314,6 +314,59 @@ def test_a_tenth_of_a_batch_is_scored_by_the_other_from_its_beginning_to_its_end
     assert model.n_scored == len(mine) == len(theirs) == m
     assert np.flatnonzero(mine).tolist() == [0]
     assert np.flatnonzero(theirs).tolist() == [m - 1]
+
+
+# Changed settings
+
+
+def with_rate(bench: Bench, rate: float) -> None:
+    """Have all three models judge by another α, as the live model does: by other objects."""
+    for name in ("current", "previous", "challenger"):
+        one = getattr(bench.models, name)
+        if one is not None:
+            model = Flagger(one.model.limit)
+            model.false_alarm_rate = rate
+            setattr(bench.models, name, live(one.version, model))
+
+
+def test_by_another_rate_both_models_of_a_probation_are_counted_anew(bench: Bench) -> None:
+    bench.swap(2, Flagger(0.99))
+    bench.score(1000)
+    former = bench.models.previous.model
+    n_before = former.n_scored
+    with_rate(bench, 0.05)
+    bench.models.previous.model.limit = bench.current.model.limit = 0.0
+    bench.score(250)
+    assert bench.value("srr_probation_flagged_ratio", model="live") == 1.0, "what was flagged before does not count"
+    assert bench.value("srr_probation_flagged_ratio", model="previous") == 1.0
+    assert former.n_scored == n_before, "the one by the former rate is not asked any more"
+    assert bench.models.rollbacks == []
+
+
+def test_by_another_rate_the_challenger_is_counted_anew(bench: Bench) -> None:
+    bench.models.challenger = live(7, Flagger(0.0))
+    bench.score(1000)
+    with_rate(bench, 0.05)
+    bench.score(250)
+    assert "of 25 live records" in bench.shadow.text
+
+
+def test_other_bounds_hold_for_the_probation_that_runs(bench: Bench) -> None:
+    bench.swap(2, Flagger(0.8))
+    bench.watch.set_bounds(max_flagged_ratio=0.9, max_flagged_factor=100.0, probation=10_000)
+    bench.score(5000)
+    assert bench.models.rollbacks == []
+    bench.watch.set_bounds(max_flagged_ratio=0.1, max_flagged_factor=100.0, probation=10_000)
+    bench.score(250)
+    assert len(bench.models.rollbacks) == 1
+
+
+def test_a_watch_that_is_ended_lets_the_replaced_model_go_and_shows_nothing(bench: Bench) -> None:
+    bench.swap(2, Flagger(0.99))
+    bench.score(1000)
+    bench.watch.end()
+    assert bench.models.previous is None
+    assert bench.value("srr_probation_flagged_ratio", model="live") is None
 
 
 # Settings

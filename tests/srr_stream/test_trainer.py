@@ -9,19 +9,23 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.contextvars import get_contextvars
 
 from consumers.decoding import JsonDecoder
 from consumers.errors import BrokerUnavailable
 from consumers.logs import MemoryLog
-from consumers.records import Field, FieldKind, RecordSchema
+from consumers.records import Field, FieldKind, RecordSchema, StoredRecord
 from consumers.windows import WindowReader
+from models.persistence import model_to_parts
 from models.training import TrainingConfig
-from srr_stream.errors import NotEnoughRecords
+from srr_stream.errors import NoLabelTopic, NotEnoughRecords
 from srr_stream.gate import CHECKS, GateBounds
 from srr_stream.health import Health
+from srr_stream.labels import Label, LabelBook, label_to_json
 from srr_stream.metrics import TrainerMetrics
 from srr_stream.registry import Registry
 from srr_stream.trainer import Plan, Status, Trainer
+from srr_stream.training_record import load_neighbours, load_refinement
 from srr_stream.triggers import ClockTrigger, CountTrigger
 
 SCHEMA = RecordSchema(
@@ -72,6 +76,7 @@ class Bench:
             min_interval_s=60,
             every=ClockTrigger(every, clock=lambda: self.now) if every else None,
             count=CountTrigger(count) if count else None,
+            read_labels=options.pop("read_labels", None),
             on_status=self.statuses.append,
             clock=lambda: self.now,
         )
@@ -462,3 +467,285 @@ def test_after_a_rollback_the_next_model_is_judged_against_the_restored_champion
     assert outcome.promoted
     pointer = bench.registry.pointer()
     assert (pointer.champion, pointer.previous) == (3, 1)
+
+
+# labels
+
+
+class Labels:
+    """A topic of labels, as the trainer reads it."""
+
+    def __init__(self) -> None:
+        self.book = LabelBook()
+        self.error: Exception | None = None
+        self.n_read = 0
+
+    def say(self, offset: int, name: Any, topic: str = "events") -> None:
+        event_id = f"{topic}-0-{offset}"
+        label = Label(event_id, name, "", "ann", "2026-01-01", None, None, None, topic, 0, offset, None)
+        self.book.update([StoredRecord("labels", 0, self.book.version, 0, event_id.encode(), label_to_json(label))])
+
+    def read(self) -> LabelBook:
+        self.n_read += 1
+        if self.error is not None:
+            raise self.error
+        return self.book
+
+
+def test_labelled_anomalies_are_left_out_and_labelled_normal_records_are_kept(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    without = Bench(tmp_path / "without")
+    without.append(make_values(400))
+    assert without.trainer.turn() is not None
+    before = load_refinement(without.registry, 1)
+    assert before is not None
+    excluded = [row.offset for row in before.excluded]
+    kept = sorted(set(range(400)) - set(excluded))
+    labels = Labels()
+    for offset in excluded[:5]:
+        labels.say(offset, "normal")
+    for offset in kept[:3]:
+        labels.say(offset, "anomaly")
+    labels.say(kept[4], "unsure")
+    labels.say(kept[5], "anomaly", "another-topic")
+    labels.say(99_999, "anomaly")
+    bench = Bench(tmp_path / "with", read_labels=labels.read)
+    bench.append(make_values(400))
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    training = outcome.manifest.training
+    assert (training["n_known_anomalies"], training["n_known_normals"]) == (3, 5)
+    assert "labels_not_read" not in training
+    after = load_refinement(bench.registry, 1)
+    assert after is not None
+    assert not {row.offset for row in after.excluded} & set(excluded[:5])
+    assert {row.offset for row in after.excluded if row.label == "anomaly"} == set(kept[:3])
+    neighbours = load_neighbours(bench.registry, 1)
+    assert neighbours is not None
+    assert not {offset for _, _, offset in neighbours.places} & set(kept[:3])
+    assert training["neighbour_radius"] == neighbours.radius > 0.0
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("no answer from kafka:9092"), NoLabelTopic("there is no topic l")])
+def test_labels_that_cannot_be_read_do_not_keep_a_training_from_being_made_and_that_is_told(
+    error: Exception, tmp_path: Path, make_values: Callable[..., list[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = Labels()
+    labels.error = error
+    bench, plain = Bench(tmp_path / "a", read_labels=labels.read), Bench(tmp_path / "b")
+    outcomes = []
+    for each in (bench, plain):
+        each.append(make_values(300))
+        outcomes.append(each.trainer.turn())
+    assert outcomes[0] is not None
+    assert outcomes[1] is not None
+    assert outcomes[0].manifest.training["labels_not_read"] == str(error)
+    assert f"training without labels: {error}" in caplog.text
+    assert outcomes[0].manifest.files["model.safetensors"] == outcomes[1].manifest.files["model.safetensors"]
+
+
+def test_the_same_window_and_seed_without_a_label_give_the_same_bytes(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    labels = Labels()
+    labels.say(5, "unsure")
+    manifests = []
+    for name, read in (("a", None), ("b", labels.read)):
+        bench = Bench(tmp_path / name, read_labels=read)
+        bench.append(make_values(300))
+        outcome = bench.trainer.turn()
+        assert outcome is not None
+        manifests.append(outcome.manifest)
+    assert manifests[0].files == manifests[1].files
+
+
+def test_a_label_makes_no_training_due(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
+    labels = Labels()
+    bench = Bench(tmp_path, read_labels=labels.read)
+    bench.append(make_values(300))
+    assert bench.trainer.turn() is not None
+    for offset in range(50):
+        labels.say(offset, "anomaly")
+        bench.now += 3600
+        assert bench.trainer.turn() is None
+    assert (bench.registry.versions(), labels.n_read) == ((1,), 1)
+    bench.registry.request_training("a person")
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.manifest.training["n_known_anomalies"] == 50
+
+
+# Other rules
+
+
+def adopt(bench: Bench, *, every_s: float | None = None, every_records: int | None = None, **changes: Any) -> None:
+    """Give a trainer the rules it has, but for those named."""
+    rules: dict[str, Any] = {
+        "config": bench.trainer._config,
+        "gate": BOUNDS,
+        "mode": "automatic",
+        "reference_version": None,
+        "min_interval_s": 60,
+        "every": ClockTrigger(every_s, clock=lambda: bench.now) if every_s else None,
+        "count": CountTrigger(every_records) if every_records else None,
+    }
+    bench.trainer.adopt(**rules | changes)
+
+
+def test_a_shorter_clock_counts_from_the_last_training(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
+    bench = Bench(tmp_path, every_s=900)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.now = 400
+    assert bench.trainer.turn() is None
+    adopt(bench, every_s=300)
+    assert bench.trainer.turn() is not None, "300 s have passed long since"
+    bench.now = 500
+    assert bench.trainer.turn() is None
+
+
+def test_a_smaller_count_counts_from_the_last_training(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
+    bench = Bench(tmp_path, every_records=1000)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.append(make_values(200))
+    assert bench.trainer.turn() is None
+    adopt(bench, every_records=150)
+    assert bench.trainer.turn() is not None
+
+
+def test_a_trigger_that_there_was_not_counts_from_now_and_one_may_go(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.now = 5000
+    adopt(bench, every_s=300)
+    assert bench.trainer.turn() is None
+    bench.now = 5300
+    assert bench.trainer.turn() is not None
+    adopt(bench)
+    bench.now = 50_000
+    assert bench.trainer.turn() is None
+
+
+def test_another_gate_and_mode_hold_for_the_next_training(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    adopt(bench, every_s=10, gate=replace(BOUNDS, max_excluded_ratio=1e-9))
+    bench.now = 10
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.decision == "rejected"
+    adopt(bench, every_s=10, mode="manual")
+    bench.now = 20
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert outcome.decision == "waiting"
+
+
+def test_a_shorter_rest_lets_a_request_be_taken_sooner(bench: Bench, make_values: Callable[..., list[bytes]]) -> None:
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    bench.registry.request_training("by hand")
+    bench.now = 10
+    assert bench.trainer.turn() is None
+    adopt(bench, min_interval_s=5)
+    assert bench.trainer.turn() is not None
+
+
+def test_another_reference_is_kept_from_being_pruned(bench: Bench, make_values: Callable[..., list[bytes]]) -> None:
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    adopt(bench, reference_version=1)
+    assert bench.registry.pinned == {1}
+    adopt(bench)
+    assert bench.registry.pinned == set()
+
+
+def test_another_rate_is_that_of_the_next_model(tmp_path: Path, make_values: Callable[..., list[bytes]]) -> None:
+    bench = Bench(tmp_path, every_s=10)
+    bench.append(make_values(400))
+    assert bench.trainer.turn() is not None
+    adopt(bench, every_s=10, config=replace(bench.trainer._config, false_alarm_rate=0.07))
+    bench.now = 10
+    outcome = bench.trainer.turn()
+    assert outcome is not None
+    assert bench.registry.load(outcome.manifest.version)[0].false_alarm_rate == 0.07
+
+
+# Its name
+
+
+def test_a_training_has_a_name_of_its_own_in_its_manifest_and_in_the_context_of_the_log(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path, every_s=10)
+    bench.append(make_values(400))
+    runs: list[Any] = []
+    bench.trainer._on_status = lambda status: runs.append(get_contextvars().get("run"))
+    names = []
+    for now in (0, 10):
+        bench.now, runs[:] = now, []
+        outcome = bench.trainer.turn()
+        assert outcome is not None
+        names.append(outcome.manifest.training["run"])
+        assert set(runs) == {None, names[-1]}, "none while it looks whether one is due"
+    assert len(set(names)) == 2
+    assert get_contextvars() == {}
+
+
+def test_rejections_in_a_row_are_counted_until_the_gate_lets_one_pass(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path)
+    bench.append(make_values(400))
+    seen = []
+    for bounds in (BOUNDS, replace(BOUNDS, max_excluded_ratio=1e-9), replace(BOUNDS, max_excluded_ratio=1e-9), BOUNDS):
+        bench.trainer._gate = bounds
+        bench.trainer.train(Plan("a test", TrainingConfig(representation="identity")))
+        seen.append(bench.metrics_registry.get_sample_value("srr_gate_rejections_in_a_row"))
+    assert seen == [0, 1, 2, 0]
+
+
+def test_a_restarted_trainer_tells_of_the_champion_what_the_one_before_told(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    names = [
+        "srr_training_last_success_timestamp_seconds",
+        "srr_training_excluded_ratio",
+        "srr_training_contamination_ratio",
+        "srr_ensemble_agreement_ratio",
+    ]
+    before = Bench(tmp_path)
+    before.append(make_values(400, contamination=0.1))
+    assert before.trainer.turn() is not None
+    after = Bench(tmp_path)
+    assert [after.metrics_registry.get_sample_value(name) for name in names] == [0, 0, 0, 0]
+    after.append(make_values(400))
+    assert after.trainer.turn() is None
+    told = [after.metrics_registry.get_sample_value(name) for name in names]
+    assert told == pytest.approx([before.metrics_registry.get_sample_value(name) for name in names], abs=5)
+    assert told[1:] == [before.metrics_registry.get_sample_value(name) for name in names[1:]]
+    assert all(told)
+
+
+def test_a_manifest_without_a_time_is_no_reason_to_stop(
+    tmp_path: Path, make_values: Callable[..., list[bytes]]
+) -> None:
+    bench = Bench(tmp_path)
+    bench.append(make_values(400))
+    bench.trainer.turn()
+    model, manifest = bench.registry.load(1)
+    made = bench.registry.publish(replace(manifest, created_at="", training={}), model_to_parts(model)[1])
+    bench.registry.promote(made.version)
+    after = Bench(tmp_path)
+    after.append(make_values(400))
+    after.trainer.turn()
+    assert after.health.is_ready
+    assert after.metrics_registry.get_sample_value("srr_training_last_success_timestamp_seconds") == 0

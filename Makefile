@@ -12,8 +12,8 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEMO="--dataset thyroid" for options)
 	$(BIN)/srr-stream demo $(DEMO)
 
-test: $(INSTALLED)  ## The whole default suite, three tests at once: much of it waits for brokers
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not gpu and not chaos and not operate"
+test: $(INSTALLED)  ## The whole default suite, two tests at once
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not chaos and not operate"
 
 test-slow: $(INSTALLED)  ## What takes minutes
 	$(BIN)/python -m pytest -m slow

@@ -283,11 +283,15 @@ def _encode() -> Callable[..., bytes]:
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """Undo what a command that runs in this process has set up."""
-    root, kafka = logging.getLogger(), logging.getLogger("kafka")
-    levels, handlers = (root.level, kafka.level), list(root.handlers)
+    """Undo what commands that run in this process have set up: before a test, too, for fixtures that outlive one."""
+    _log_as_pytest_does()
     yield
-    root.setLevel(levels[0])
-    kafka.setLevel(levels[1])
-    for handler in set(root.handlers) - set(handlers):
+    _log_as_pytest_does()
+
+
+def _log_as_pytest_does() -> None:
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    logging.getLogger("kafka").setLevel(logging.NOTSET)
+    for handler in [handler for handler in root.handlers if type(handler).__module__ == "srr_stream.logs"]:
         root.removeHandler(handler)

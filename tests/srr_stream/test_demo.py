@@ -97,6 +97,7 @@ def query(port: int, expression: str) -> list[dict[str, Any]]:
         return []
 
 
+@pytest.mark.operate  # its trainings keep up with the stream on a machine that does nothing else
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="NOT RUN: needs prometheus (Debian package prometheus)")
 def test_the_demo_shows_what_the_project_promises_and_a_prometheus_sees_the_flagged_rate(

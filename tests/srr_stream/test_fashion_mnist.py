@@ -34,7 +34,7 @@ def pictures() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def idx(values: NDArray[np.uint8]) -> bytes:
     head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    return gzip.compress(head + values.tobytes())
+    return gzip.compress(head + values.tobytes(), mtime=0)
 
 
 class Site:
@@ -157,10 +157,10 @@ def test_a_cache_that_cannot_be_written_is_named(site: Site, cache: Path) -> Non
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(b"\0\0\x0d\3" + bytes(12)),  # floats
+        gzip.compress(b"\0\0\x0d\3" + bytes(12), mtime=0),  # floats
         idx(np.zeros((N, 28), dtype=np.uint8)),  # no pictures
         idx(np.zeros((7, 28, 28), dtype=np.uint8)),  # fewer than labels
-        gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", N, 28, 28) + bytes(5)),  # breaks off
+        gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", N, 28, 28) + bytes(5), mtime=0),  # breaks off
         idx(pictures()[0])[:-9],
         b"",
     ],

@@ -96,10 +96,10 @@ def _half(node: KafkaNode, folder: Path, chromium: str | None, n_records: int, s
         stack.callback(bench.close)
         look = stack.enter_context(bench.looking())
         bench.publish(model)
-        produce(servers, bench.topic, make_values(2 * N_BEHIND, seed, anomalies=0.5), n_partitions=N_PARTITIONS)
+        produce(servers, bench.topic, make_values(4 * N_BEHIND, seed, anomalies=0.5), n_partitions=N_PARTITIONS)
         service = bench.serve()
         look.wait_for_no_lag()
-        wait_until(lambda: _n_flagged(ports["api"]) >= 0.9 * N_BEHIND, what="the index of flagged records")
+        wait_until(lambda: _n_flagged(ports["api"]) >= N_BEHIND, what="the index of flagged records")
         service.terminate()
 
         produce(servers, bench.topic, make_values(n_records, seed + 1), n_partitions=N_PARTITIONS)
@@ -108,7 +108,7 @@ def _half(node: KafkaNode, folder: Path, chromium: str | None, n_records: int, s
         bench.registry = assembly.make_registry(holding)
         bench.serve(holding)
         wait_until(lambda: "holding" in ask(ports["scorer"], "/readyz"), what="a service that holds")
-        wait_until(lambda: _n_flagged(ports["api"]) >= 0.9 * N_BEHIND, what="the index of flagged records")
+        wait_until(lambda: _n_flagged(ports["api"]) >= N_BEHIND, what="the index of flagged records")
         if chromium is not None:
             stack.enter_context(_browser(chromium, folder, ports["api"]))
             stack.enter_context(_scrapes(ports["scorer"]))

@@ -222,7 +222,7 @@ def serve(settings: Settings, should_stop: Callable[[], bool]) -> None:
     from srr_stream.service import Service
 
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may have a child
-    Service(settings).run(should_stop)
+    Service(settings, has_api=settings.api.enabled).run(should_stop)
 
 
 def _jumping_clock(rng: random.Random) -> Callable[[], float]:

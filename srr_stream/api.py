@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,6 +26,8 @@ _RECORD = re.compile(rf"{PATH}([A-Za-z0-9._-]{{1,249}})/([0-9]{{1,9}})/([0-9]{{1
 _VERSION = re.compile("[0-9]{1,18}")
 _TICK_S = 0.1
 """How often the server looks whether it shall close."""
+_SAME_S = 0.25
+"""Scrapes within this time get the same text: to write it takes milliseconds, for which scoring has to wait."""
 _NOT_READY = "503 Service Unavailable"
 _STATUS = {"not_found": "404 Not Found", "no_picture": "409 Conflict", "not_ready": _NOT_READY}
 """Of the reasons why there is no heat map."""
@@ -37,6 +40,33 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a probe a second is not worth a line."""
+
+
+class _Scrapes:
+    """The metrics as text, in the format that is asked for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._write = make_wsgi_app(registry)
+        self._lock = threading.Lock()
+        self._asked: tuple[str, ...] = ()
+        self._until = 0.0
+        self._head: tuple[Any, ...] = ()
+        self._body: Sequence[bytes] = ()
+
+    def answer(self, environ: _Environ, start_response: _StartResponse) -> Iterable[bytes]:
+        asked = tuple(
+            environ.get(name, "") for name in ("REQUEST_METHOD", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "QUERY_STRING")
+        )
+        with self._lock:
+            if asked != self._asked or time.monotonic() >= self._until:
+                self._body = list(self._write(environ, self._note))
+                self._asked, self._until = asked, time.monotonic() + _SAME_S
+            status, headers = self._head
+            start_response(status, list(headers))
+            return self._body
+
+    def _note(self, status: str, headers: list[tuple[str, str]]) -> None:
+        self._head = status, headers
 
 
 class HttpEndpoint:
@@ -67,7 +97,7 @@ class HttpEndpoint:
         heat_maps: HeatMaps | None = None,
         statusz: Statusz | None = None,
     ) -> None:
-        self._metrics = make_wsgi_app(registry)
+        self._scrapes = _Scrapes(registry)
         self._health = health
         self._heat_maps = heat_maps
         self._statusz = statusz
@@ -90,7 +120,7 @@ class HttpEndpoint:
     def _answer(self, environ: _Environ, start_response: _StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
-            return self._metrics(environ, start_response)  # type: ignore[no-any-return]  # prometheus_client: Any
+            return self._scrapes.answer(environ, start_response)
         if path == "/livez":
             health = self._health
             text = "alive" if health.is_live else f"the loop has been silent for {health.silent_for_s:.0f} s"

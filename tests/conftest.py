@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import uuid
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from chaos.node import Node
 from srr_stream.broker import EmbeddedBroker, free_port
@@ -279,6 +281,18 @@ def hostile_images() -> dict[str, Hostile]:
 @pytest.fixture(name="encode", scope="session")
 def _encode() -> Callable[..., bytes]:
     return encode
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, without a window."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("NOT RUN: needs chromium (Debian package chromium)")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(autouse=True)

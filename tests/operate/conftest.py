@@ -200,8 +200,10 @@ def start_service(
             stream = Stream(
                 embedded_broker.bootstrap_servers, f"test-{uuid.uuid4().hex[:12]}", tmp_path_factory.mktemp("service")
             )
-            topics = {stream.topic: 2, stream.scores_topic: 1, stream.alerts_topic: 1, stream.dead_letter_topic: 1}
-            embedded_broker.create_topics(topics)
+            labels_topic = f"{stream.topic}-labels"
+            outputs = (stream.scores_topic, stream.alerts_topic, stream.dead_letter_topic, labels_topic)
+            embedded_broker.create_topics({stream.topic: 2, **dict.fromkeys(outputs, 1)})
+            overrides["labels"] = {"topic": labels_topic}
             overrides["api"] = {"enabled": True} | dict(overrides.get("api", {}))
             service = Service(check_settings(stream.content(**overrides)), has_api=True)
             stack.enter_context(running(service))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from srr_stream.api import HttpEndpoint
 from srr_stream.health import Health
@@ -75,6 +78,36 @@ def test_metrics_are_what_prometheus_reads(bench: Bench, ask: Ask) -> None:
     assert status == 200
     assert samples["srr_records_scored_total", "flagged", "requests"] == 7
     assert samples["srr_severity_bucket", "+Inf"] == 0
+
+
+def test_scrapes_that_come_together_get_one_text_and_each_the_format_that_it_asks_for(bench: Bench) -> None:
+    written = 0
+
+    class Counted(Collector):
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            nonlocal written
+            written += 1
+            yield GaugeMetricFamily("written", "How often.", value=written)
+
+    def scrape(accept: str = "text/plain") -> tuple[str, bytes]:
+        request = Request(f"http://127.0.0.1:{bench.port}/metrics", headers={"Accept": accept})
+        with urlopen(request, timeout=30) as answer:
+            return answer.headers["Content-Type"], answer.read()
+
+    bench.registry.register(Counted())
+    written = 0
+    started = time.monotonic()
+    first = scrape()
+    again = [scrape() for _ in range(20)]
+    n_windows = 1 + int((time.monotonic() - started) / 0.25)
+    assert first[1] in {body for _, body in again} or n_windows > 1
+    assert 1 <= written <= n_windows
+    kind, body = scrape("application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    until = time.monotonic() + 10
+    while scrape() == first:
+        assert time.monotonic() < until, "an old text for ever"
 
 
 def test_livez_is_alive_while_the_loop_goes_round_and_says_how_long_it_has_been_silent(bench: Bench, ask: Ask) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import statistics
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import PIL.Image
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from srr_stream.web.views import FlaggedQuery
 
@@ -41,17 +40,6 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 FIRST_VIEW_MS = 300.0
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("there is no chromium on this machine: the page is NOT tested in a browser (apt install chromium)")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @dataclass
@@ -523,7 +511,7 @@ def test_the_first_view_comes_quickly_with_ten_thousand_records(
     median, best = statistics.median(times), min(times)
     with capsys.disabled():
         print(f"\nfirst view with 10,000 flagged records: median {median:.0f} ms ({best:.0f} to {max(times):.0f})")
-    assert best <= FIRST_VIEW_MS, times  # what the page takes; others on the machine only add to it
+    assert median <= FIRST_VIEW_MS, times
 
 
 def test_pictures_of_the_page_for_the_docs(

@@ -20,6 +20,7 @@ from srr_stream.cli.backtest import backtest
 from srr_stream.cli.common import (
     clear_errors,
     config_option,
+    json_option,
     load,
     reload_on_signals,
     stop_on_signals,
@@ -110,24 +111,28 @@ def train(path: Path, once: bool, is_watched: bool) -> None:
 
 @main.command("check-config")
 @config_option
-def check_config(path: Path) -> None:
+@json_option
+def check_config(path: Path, as_json: bool) -> None:
     """Check a settings file, without a network; say everything that is wrong with it at once."""
     with clear_errors():
         settings = load(path)
-    n_fields = len(settings.record.fields)
-    click.echo(f"{path}: good; {n_fields} fields of {', '.join(settings.input.topics)}")
+    n_fields, topics = len(settings.record.fields), settings.input.topics
+    text = f"{path}: good; {n_fields} fields of {', '.join(topics)}"
+    click.echo(json.dumps({"is_good": True, "n_fields": n_fields, "topics": list(topics)}) if as_json else text)
 
 
 @main.command()
 @config_option
 @click.option("--reason", default="asked for by hand", show_default=True, help="Kept in the model's manifest.")
-def retrain(path: Path, reason: str) -> None:
+@json_option
+def retrain(path: Path, reason: str, as_json: bool) -> None:
     """Ask the running trainer for a training, wherever it runs."""
     with clear_errors():
         from srr_stream.assembly import make_registry
 
         make_registry(load(path)).request_training(reason)
-    click.echo("asked; the trainer takes it up when training.min_interval has passed since its last training")
+    text = "asked; the trainer takes it up when training.min_interval has passed since its last training"
+    click.echo(json.dumps({"reason": reason}) if as_json else text)
 
 
 @main.command("heat-map")
@@ -144,7 +149,10 @@ def retrain(path: Path, reason: str) -> None:
     show_default=True,
     help="Where the PNG goes.",
 )
-def heat_map(path: Path, topic: str, partition: int, offset: int, version: int | None, output: Path) -> None:
+@json_option
+def heat_map(
+    path: Path, topic: str, partition: int, offset: int, version: int | None, output: Path, as_json: bool
+) -> None:
     """Draw where a picture of the stream is unusual."""
     with clear_errors():
         settings = load(path)
@@ -160,7 +168,9 @@ def heat_map(path: Path, topic: str, partition: int, offset: int, version: int |
         finally:
             heat_maps.close()
         output.write_bytes(drawn.png)
-    click.echo(f"{output}: severity {drawn.severity:.3g} by version {drawn.version}")
+    text = f"{output}: severity {drawn.severity:.3g} by version {drawn.version}"
+    document = {"output": str(output), "severity": drawn.severity, "version": drawn.version}
+    click.echo(json.dumps(document) if as_json else text)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from srr_stream.cli.common import EXIT_OUTSIDE, clear_errors, config_option, load, plain
+from srr_stream.cli.common import EXIT_OUTSIDE, clear_errors, config_option, json_option, load, plain
 
 if TYPE_CHECKING:
     from srr_stream.dead_letters import DeadLetter, DeadLetters, Listing
@@ -30,7 +31,7 @@ def dlq() -> None:
 @config_option
 @reason_option
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="How many of the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def list_letters(path: Path, reason: str | None, limit: int, as_json: bool) -> None:
     """Count dead letters by reason and input topic, and name the newest."""
     with clear_errors():
@@ -45,25 +46,31 @@ def list_letters(path: Path, reason: str | None, limit: int, as_json: bool) -> N
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the value to this file, as it is."
 )
-def show(path: Path, letter_id: str, output: Path | None) -> None:
+@json_option
+def show(path: Path, letter_id: str, output: Path | None, as_json: bool) -> None:
     """Show one dead letter: reason, headers, value."""
     with clear_errors():
         letter = _dead_letters(load(path)).find(letter_id)
         if output is not None:
             output.write_bytes(letter.value or b"")
-    click.echo(_whole(letter))
+    click.echo(json.dumps(_plain_letter(letter)) if as_json else _whole(letter))
 
 
 @dlq.command()
 @config_option
 @reason_option
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@json_option
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-def requeue(path: Path, reason: str | None, dry_run: bool, ids: tuple[str, ...]) -> None:
+def requeue(path: Path, reason: str | None, dry_run: bool, as_json: bool, ids: tuple[str, ...]) -> None:
     """Send dead letters to their input topic again: those named, or all; each at most once, however often called."""
     with clear_errors():
         result = _dead_letters(load(path)).requeue(ids=ids, reason=reason, is_dry=dry_run)
-    click.echo(f"{'would send' if dry_run else 'sent'} {len(result.sent):,}; sent before: {result.n_before:,}")
+    if as_json:
+        whole = {"sent": list(result.sent), "n_before": result.n_before, "refused": dict(result.refused)}
+        click.echo(json.dumps({"is_dry_run": dry_run, **whole}))
+    else:
+        click.echo(f"{'would send' if dry_run else 'sent'} {len(result.sent):,}; sent before: {result.n_before:,}")
     for letter_id, why in result.refused.items():
         click.echo(f"error: {letter_id} cannot be sent: {why}", err=True)
     if result.refused:
@@ -112,6 +119,25 @@ def _text(settings: Settings, listing: Listing) -> str:
         first = f"{plain(letter.id)}  {_time(letter.time_ms)}  {plain(letter.reason)}{again}"
         parts += ["", first, f"  {plain(letter.detail)}"]
     return "\n".join(parts)
+
+
+def _plain_letter(letter: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter as JSON has it; bytes are base64."""
+    return {
+        "id": letter.id,
+        "time": _time(letter.time_ms),
+        "reason": letter.reason,
+        "stage": letter.stage,
+        "detail": letter.detail,
+        "key": _base64(letter.key),
+        "headers": [[name, _base64(content)] for name, content in letter.headers],
+        "value": _base64(letter.value),
+        "omitted": dict(letter.omitted),
+    }
+
+
+def _base64(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
 
 
 def _whole(letter: DeadLetter) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from srr_stream.cli.common import EXIT_OUTSIDE, clear_errors, config_option, load
+from srr_stream.cli.common import EXIT_OUTSIDE, clear_errors, config_option, json_option, load
 from srr_stream.cli.model_text import (
     LIST_HEADER,
     ROLES,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from srr_stream.registry import Pointer, Registry
 
 _version = click.IntRange(min=1)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _reason_option = click.option(
     "--reason", default="asked for by hand", show_default=True, help="Kept in the registry's pointer."
 )
@@ -43,7 +42,7 @@ def models() -> None:
 
 @models.command("list")
 @config_option
-@_json_option
+@json_option
 def list_(path: Path, as_json: bool) -> None:
     """List every version with its role and what the gate said."""
     with clear_errors():
@@ -57,7 +56,7 @@ def list_(path: Path, as_json: bool) -> None:
 @models.command()
 @config_option
 @click.argument("version", type=_version)
-@_json_option
+@json_option
 def show(path: Path, version: int, as_json: bool) -> None:
     """Show what is known of a version: the essentials, or with --json its whole manifest."""
     with clear_errors():
@@ -77,7 +76,7 @@ def show(path: Path, version: int, as_json: bool) -> None:
 @config_option
 @click.argument("a", type=_version)
 @click.argument("b", type=_version)
-@_json_option
+@json_option
 def diff(path: Path, a: int, b: int, as_json: bool) -> None:
     """Say what differs between two versions: window, training, calibration, gate."""
     with clear_errors():
@@ -98,28 +97,33 @@ def diff(path: Path, a: int, b: int, as_json: bool) -> None:
 @config_option
 @click.argument("version", type=_version)
 @_reason_option
-def promote(path: Path, version: int, reason: str) -> None:
+@json_option
+def promote(path: Path, version: int, reason: str, as_json: bool) -> None:
     """Make a version the champion; repairs the registry's pointer if that is damaged."""
     with clear_errors():
         pointer = _open(path).promote(version, reason=reason)
     before = f", it was version {pointer.previous} before" if pointer.previous is not None else ""
-    click.echo(f"champion is version {version}{before}; scorers swap within registry.poll_every")
+    text = f"champion is version {version}{before}; scorers swap within registry.poll_every"
+    click.echo(json.dumps(asdict(pointer)) if as_json else text)
 
 
 @models.command()
 @config_option
 @_reason_option
-def rollback(path: Path, reason: str) -> None:
+@json_option
+def rollback(path: Path, reason: str, as_json: bool) -> None:
     """Make the previous champion the champion again; scorers swap within registry.poll_every."""
     with clear_errors():
         pointer = _open(path).rollback(reason=reason)
-    click.echo(f"champion is version {pointer.champion} again, it was version {pointer.previous}")
+    text = f"champion is version {pointer.champion} again, it was version {pointer.previous}"
+    click.echo(json.dumps(asdict(pointer)) if as_json else text)
 
 
 @models.command()
 @config_option
 @click.argument("version", type=_version, required=False)
-def verify(path: Path, version: int | None) -> None:
+@json_option
+def verify(path: Path, version: int | None, as_json: bool) -> None:
     """Check size, checksum and canary of a version, or of all and the pointer; exit 3 if any is not good."""
     with clear_errors():
         registry = _open(path)
@@ -127,10 +131,17 @@ def verify(path: Path, version: int | None) -> None:
         problems = {}
         for number in versions:
             problem = _problem(registry, number)
-            click.echo(f"version {number}: {problem or 'good'}")
+            if not as_json:  # line by line: a version may take a while
+                click.echo(f"version {number}: {problem or 'good'}")
             if problem:
                 problems[number] = problem
-        is_pointer_good = version is not None or _say_pointer(registry, versions, problems)
+        is_pointer_good, pointer = (True, "") if version is not None else _pointer(registry, versions, problems)
+    if as_json:
+        found = [{"version": number, "problem": problems.get(number)} for number in versions]
+        whole = {"versions": found} if version is not None else {"versions": found, "pointer": pointer}
+        click.echo(json.dumps({"is_good": is_pointer_good and not problems, **whole}))
+    elif version is None:
+        click.echo(f"pointer: {pointer}")
     if problems or not is_pointer_good:
         named = [*(f"version {number}" for number in problems), *([] if is_pointer_good else ["the pointer"])]
         click.echo(f"error: not good: {', '.join(named)}", err=True)
@@ -140,18 +151,22 @@ def verify(path: Path, version: int | None) -> None:
 @models.command()
 @config_option
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only say what would be removed.")
-def prune(path: Path, is_dry_run: bool) -> None:
+@json_option
+def prune(path: Path, is_dry_run: bool, as_json: bool) -> None:
     """Remove all but the last registry.keep versions and those in use, and what crashed publishers left."""
     verb = "would remove" if is_dry_run else "removed"
     removed = []
 
     def tell(name: str) -> None:
         removed.append(name)
-        click.echo(f"{verb} {name}")
+        if not as_json:
+            click.echo(f"{verb} {name}")
 
     with clear_errors():
         _open(path).prune(is_dry_run=is_dry_run, on_removal=tell)
-    if not removed:
+    if as_json:
+        click.echo(json.dumps({"is_dry_run": is_dry_run, "removed": removed}))
+    elif not removed:
         click.echo("nothing to remove")
 
 
@@ -190,13 +205,12 @@ def _problem(registry: Registry, version: int) -> str | None:
     return None
 
 
-def _say_pointer(registry: Registry, versions: Sequence[int], problems: Mapping[int, str]) -> bool:
-    """Say whether the pointer can be read and names good versions; return it."""
+def _pointer(registry: Registry, versions: Sequence[int], problems: Mapping[int, str]) -> tuple[bool, str]:
+    """Return whether the pointer can be read and names good versions, and that in words."""
     try:
         pointer = registry.pointer()
     except RegistryError as error:
-        click.echo(f"pointer: {error}")
-        return False
+        return False, str(error)
     wrong = []
     for role in ROLES:
         version = getattr(pointer, role)
@@ -206,5 +220,4 @@ def _say_pointer(registry: Registry, versions: Sequence[int], problems: Mapping[
     advice = "; srr-stream models promote N, or rollback, leads back to a good one"
     in_use = "no version is in use" if pointer.champion is None else f"champion is version {pointer.champion}"
     why = f", since {pointer.at}: {pointer.reason or 'no reason given'}" if pointer.at else ""
-    click.echo(f"pointer: {', '.join(wrong)}{advice}" if wrong else f"pointer: good; {in_use}{why}")
-    return not wrong
+    return not wrong, f"{', '.join(wrong)}{advice}" if wrong else f"good; {in_use}{why}"

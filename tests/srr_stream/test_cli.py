@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -25,6 +26,21 @@ def call(*arguments: object) -> Result:
 def test_every_shipped_settings_file_is_good(path: Path) -> None:
     result = call("check-config", "-c", path)
     assert result.exit_code == 0, result.output
+    document = json.loads(call("check-config", "-c", path, "--json").stdout)
+    assert document["is_good"]
+    assert f"good; {document['n_fields']} fields of {', '.join(document['topics'])}" in result.stdout
+
+
+def test_every_command_that_ends_can_answer_in_json() -> None:
+    def commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                yield from ((f"{name} {inner}", each) for inner, each in commands(command))
+            else:
+                yield name, command
+
+    without = {name for name, command in commands(main) if "--json" not in {o for p in command.params for o in p.opts}}
+    assert without == {"run", "score", "train", "api", "completion"}
 
 
 def test_all_problems_of_a_settings_file_are_told_at_once_with_exit_2(tmp_path: Path) -> None:
@@ -95,3 +111,4 @@ def test_a_request_for_a_training_waits_in_the_registry(stream: Stream) -> None:
     path = stream.write_settings()
     assert call("retrain", "-c", path, "--reason", "new release").exit_code == 0
     assert Registry(str(stream.folder / "registry")).take_request() == "new release"
+    assert json.loads(call("retrain", "-c", path, "--reason", "again", "--json").stdout) == {"reason": "again"}

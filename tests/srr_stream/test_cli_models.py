@@ -353,3 +353,31 @@ def test_a_registry_that_cannot_be_read_is_exit_3_in_a_line(
 def test_settings_that_are_wrong_are_exit_2(bench: Bench) -> None:
     bench.path.write_text("kafka: {}\n")
     assert bench.call("list").exit_code == 2
+
+
+def test_what_changes_something_can_answer_in_json(bench: Bench, trained: tuple[Manifest, bytes]) -> None:
+    promoted = json.loads(bench.call("promote", 1, "--reason", "by hand", "--json").stdout)
+    assert (promoted["champion"], promoted["previous"], promoted["reason"]) == (1, 2, "by hand")
+    back = json.loads(bench.call("rollback", "--json").stdout)
+    assert (back["champion"], back["previous"]) == (2, 1)
+    bench.registry.publish(*trained)
+    bench.registry.publish(*trained)
+    dry = json.loads(bench.call("prune", "--dry-run", "--json").stdout)
+    assert dry == {"is_dry_run": True, "removed": ["versions/3"]}
+    assert json.loads(bench.call("prune", "--json").stdout) == {"is_dry_run": False, "removed": ["versions/3"]}
+
+
+def test_a_check_of_all_versions_can_answer_in_json_and_its_exit_code_is_the_same(bench: Bench) -> None:
+    good = json.loads(bench.call("verify", "--json").stdout)
+    assert good["is_good"]
+    assert [each["problem"] for each in good["versions"]] == [None, None, None]
+    assert good["pointer"].startswith("good; champion is version 2")
+    flip(bench.file("versions/2/model.safetensors"))
+    result = bench.call("verify", "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert not found["is_good"]
+    assert found["versions"][1]["problem"].startswith("refused (hash)")
+    assert "champion is version 2, which is not good" in found["pointer"]
+    alone = json.loads(bench.call("verify", 1, "--json").stdout)
+    assert alone == {"is_good": True, "versions": [{"version": 1, "problem": None}]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -124,6 +125,9 @@ def test_a_letter_is_shown_with_its_own_headers_and_its_value(stream: Stream, tm
     assert shown.exit_code == 0
     assert 'header     own: 1\nvalue      11 bytes\n{"naïve": ' in shown.stdout
     assert (tmp_path / "value").read_bytes() == '{"naïve": '.encode()
+    document = json.loads(call(stream, "show", f"{stream.topic}-1-4", "--json").stdout)
+    assert base64.b64decode(document["value"]) == '{"naïve": '.encode()
+    assert document["headers"] == [["own", base64.b64encode(b"1").decode()]]
     hexadecimal = call(stream, "show", f"{stream.topic}-1-5").stdout
     assert "1b5b324a ff" in hexadecimal
     assert "\x1b" not in hexadecimal
@@ -172,6 +176,8 @@ def test_only_letters_of_the_reason_are_sent(stream: Stream) -> None:
 def test_a_dry_run_sends_nothing(stream: Stream) -> None:
     bury(stream, [bad(stream, 0)])
     assert call(stream, "requeue", "--dry-run").stdout == "would send 1; sent before: 0\n"
+    document = json.loads(call(stream, "requeue", "--dry-run", "--json").stdout)
+    assert document == {"is_dry_run": True, "sent": [f"{stream.topic}-1-0"], "n_before": 0, "refused": {}}
     assert committed(stream, stream.topic) == []
 
 

@@ -520,6 +520,8 @@ def test_the_heat_map_of_an_alert_is_had_from_where_the_alert_says_and_by_the_co
     assert done.exit_code == 0, done.output
     assert "by version 1" in done.output
     assert output.read_bytes() == body
+    document = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert (document["output"], document["version"]) == (str(output), 1)
     refused = CliRunner().invoke(cli.main, ["heat-map", "-c", str(path), "other", "0", "0"], catch_exceptions=False)
     assert refused.exit_code == 3
     assert "topic 'other' is not read here" in refused.output

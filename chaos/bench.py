@@ -26,7 +26,7 @@ from models.presets import PRESETS
 from models.training import train
 from srr_stream import assembly
 from srr_stream.ledger import Kind, Ledger
-from srr_stream.ledger_reader import read_books
+from srr_stream.ledger.reader import read_books
 from srr_stream.live_model import make_canary
 from srr_stream.loading import check_settings
 from srr_stream.registry import Manifest, Registry

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from models.training import TrainingConfig
     from srr_stream.gate import GateBounds
     from srr_stream.heat_maps import HeatMaps
-    from srr_stream.known_normals import KnownNormals
-    from srr_stream.label_watch import LabelWatch
     from srr_stream.labels import LabelBook
+    from srr_stream.labels.known_normals import KnownNormals
+    from srr_stream.labels.watch import LabelWatch
     from srr_stream.live_model import Live, LiveModel
     from srr_stream.metrics import ScorerMetrics
     from srr_stream.record_reader import RecordReader
@@ -273,7 +273,7 @@ def make_details(
 ) -> Details:
     """Return what reads, judges and explains single records for the API, with decoders of its own."""
     from srr_stream.heat_maps import HeatMaps
-    from srr_stream.known_normals import KnownNormals
+    from srr_stream.labels.known_normals import KnownNormals
     from srr_stream.model_shelf import ModelShelf
     from srr_stream.web.details import Details
 
@@ -340,7 +340,7 @@ def make_label_watch(settings: Settings, live_model: LiveModel, metrics: ScorerM
     """Return what follows the labels, not started; None if the settings name no topic of labels."""
     if settings.labels.topic is None:
         return None
-    from srr_stream.label_watch import LabelWatch
+    from srr_stream.labels.watch import LabelWatch
 
     return LabelWatch(
         settings.labels.topic,
@@ -354,7 +354,7 @@ def make_known_normals(settings: Settings, labels: LabelWatch | None) -> KnownNo
     """Return what keeps false alarms that people marked from being flagged again; None without labels."""
     if labels is None:
         return None
-    from srr_stream.known_normals import KnownNormals
+    from srr_stream.labels.known_normals import KnownNormals
 
     return KnownNormals(labels.book, make_decoder(settings))
 

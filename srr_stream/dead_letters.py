@@ -21,7 +21,7 @@ from consumers.errors import ConsumersError, NotAuthorized, SinkError
 from consumers.kafka_client import connect, servers, translated
 from srr_stream.errors import NoDeadLetter
 from srr_stream.ledger import Fate
-from srr_stream.ledger_reader import REQUEUED, LogReader
+from srr_stream.ledger.reader import REQUEUED, LogReader
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer

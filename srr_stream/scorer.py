@@ -21,7 +21,7 @@ from consumers.delivery import Delivery
 from consumers.records import BadRecord, Batch, Contribution, Decoded, Position, RawRecord, Verdicts, event_id
 from consumers.sources import Source
 from srr_stream.health import Health
-from srr_stream.known_normals import KnownNormals
+from srr_stream.labels.known_normals import KnownNormals
 from srr_stream.live_model import Live, LiveModel
 from srr_stream.logs import get_logger
 from srr_stream.metrics import ScorerMetrics

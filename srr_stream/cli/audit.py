@@ -15,7 +15,7 @@ from srr_stream.cli.common import clear_errors, config_option, load, plain
 
 if TYPE_CHECKING:
     from srr_stream.ledger import Ledger
-    from srr_stream.ledger_reader import Books
+    from srr_stream.ledger.reader import Books
     from srr_stream.settings import Settings
 
 EXIT_BROKEN = 5
@@ -58,7 +58,7 @@ def audit(path: Path, last: int | None, with_scores: bool, as_json: bool) -> Non
         if with_scores and settings.output.scores_topic is None:
             raise click.UsageError("--scores needs output.scores_topic: there are no verdicts to compare")
         from srr_stream.assembly import kafka_connection
-        from srr_stream.ledger_reader import read_books
+        from srr_stream.ledger.reader import read_books
 
         books = read_books(
             kafka_connection(settings.kafka),
@@ -86,8 +86,8 @@ def _rescore(settings: Settings, books: Books, ledger: Ledger) -> tuple[Ledger, 
     from threadpoolctl import threadpool_limits
 
     from srr_stream import assembly
-    from srr_stream.ledger_reader import open_inputs
-    from srr_stream.rescoring import Rescorer
+    from srr_stream.ledger.reader import open_inputs
+    from srr_stream.ledger.rescoring import Rescorer
 
     assert books.scores is not None
     assert books.judgements is not None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from srr_stream.backtest import Lag
-    from srr_stream.backtest_figures import Figures
-    from srr_stream.recording import Recording
+    from srr_stream.backtest.figures import Figures
+    from srr_stream.backtest.recording import Recording
     from srr_stream.settings import Settings
 
 _KEEP_ALL = 1_000_000
@@ -104,7 +104,7 @@ def backtest(
             recording = open_recording(settings, part, rate=rate, on_read=lambda n, n_all: progress.update(n))
         known = _labels(settings, recording, labels, anomalous, normal)
         from srr_stream.backtest import backtest as go
-        from srr_stream.backtest_figures import RATES, figures_of, flagged_records
+        from srr_stream.backtest.figures import RATES, figures_of, flagged_records
 
         with (
             _registry(registry) as url,
@@ -124,7 +124,7 @@ def backtest(
         first = flagged_records(result, known, most=top)
         remarks = _remarks(settings, figures)
         if report is not None:
-            from srr_stream.backtest_report import make_report
+            from srr_stream.backtest.report import make_report
 
             report.write_text(make_report(result, figures, known, remarks=remarks), encoding="utf-8")
     if as_json:
@@ -185,7 +185,7 @@ def _labels(
     normal: tuple[str, ...],
 ) -> NDArray[np.int8] | None:
     from srr_stream.assembly import record_schema
-    from srr_stream.backtest_labels import Meaning, labels_of_field, labels_of_file
+    from srr_stream.backtest.labels import Meaning, labels_of_field, labels_of_file
 
     if labels is None:
         if anomalous or normal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from srr_stream.backtest_figures import Figures, FlaggedRecord, Quality
+from srr_stream.backtest.figures import Figures, FlaggedRecord, Quality
 from srr_stream.cli.common import painted, plain
 from srr_stream.cli.model_text import table
 from srr_stream.wording import number_text, percent

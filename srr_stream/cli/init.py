@@ -13,9 +13,9 @@ from consumers.errors import SourceError
 from srr_stream.cli.common import EXIT_OUTSIDE, clear_errors, json_option, plain
 
 if TYPE_CHECKING:
-    from srr_stream.first_settings import Check
-    from srr_stream.inference import Inferred
-    from srr_stream.sampling import Sample
+    from srr_stream.first_look.inference import Inferred
+    from srr_stream.first_look.sampling import Sample
+    from srr_stream.first_look.settings import Check
     from srr_stream.settings import KafkaSettings
 
 _GOOD_RATIO = 0.99
@@ -81,8 +81,8 @@ def init(
     if topic is not None and not is_file:
         raise click.UsageError(f"--topic is for files, and there is no file {source!r}")
     with clear_errors():
-        from srr_stream.first_settings import check_decoding, first_settings, missing_secrets, read_back, topic_of
-        from srr_stream.inference import infer
+        from srr_stream.first_look.inference import infer
+        from srr_stream.first_look.settings import check_decoding, first_settings, missing_secrets, read_back, topic_of
 
         kafka, has_placeholder = _connection(path, bootstrap_servers, is_file=is_file, source=source)
         sample = _sample(source, records, kafka, is_file=is_file)
@@ -140,7 +140,7 @@ def _connection(path: Path | None, servers: str | None, *, is_file: bool, source
 
 
 def _sample(source: str, n: int, kafka: KafkaSettings, *, is_file: bool) -> Sample:
-    from srr_stream.sampling import sample_file, sample_topic
+    from srr_stream.first_look.sampling import sample_file, sample_topic
 
     if is_file:
         if not Path(source).exists():

@@ -25,8 +25,8 @@ from srr_stream.cli.common import (
 from srr_stream.cli.model_text import table
 
 if TYPE_CHECKING:
-    from srr_stream.labelling import Asked
     from srr_stream.labels import Label, LabelBook, LabelTopic
+    from srr_stream.labels.labelling import Asked
     from srr_stream.settings import Settings
 
 _NAMES = ("anomaly", "normal", "unsure")
@@ -44,7 +44,7 @@ def labels() -> None:
 @json_option
 def list_labels(path: Path, label: str | None, as_json: bool) -> None:
     """List the labels that count, the newest last."""
-    from srr_stream.labelling import to_plain
+    from srr_stream.labels.labelling import to_plain
 
     with clear_errors():
         book = _read(load(path))
@@ -71,7 +71,7 @@ def set_label(path: Path, event_id: str, label: str, note: str, author: str, as_
 
     ID is topic-partition-offset, as in verdicts and alerts. The record is read from the log.
     """
-    from srr_stream.labelling import Asked
+    from srr_stream.labels.labelling import Asked
 
     with clear_errors(), _wrong_labels_told():
         made = _write(load(path), [Asked(event_id, label, note)], author)
@@ -106,7 +106,7 @@ def import_labels(path: Path, file: Path, author: str, as_json: bool) -> None:
 
     If one line is wrong nothing is written, and every line that is wrong is told.
     """
-    from srr_stream.labelling import read_file
+    from srr_stream.labels.labelling import read_file
 
     with clear_errors(), _wrong_labels_told():
         made = _write(load(path), read_file(file), author)
@@ -141,7 +141,7 @@ def _write(settings: Settings, asked: Sequence[Asked], author: str) -> list[Labe
 
     from consumers.sinks.serialization import timestamp
     from srr_stream import assembly
-    from srr_stream.labelling import make_labels
+    from srr_stream.labels.labelling import make_labels
 
     with closing(_topic(settings)) as topic, closing(assembly.make_record_reader(settings)) as reader:
         live_model = assembly.make_live_model(settings, assembly.make_registry(settings))
@@ -187,7 +187,7 @@ def _name(settings: Settings) -> str:
 
 @contextmanager
 def _wrong_labels_told() -> Iterator[None]:
-    from srr_stream.labelling import WrongLabels
+    from srr_stream.labels.labelling import WrongLabels
 
     try:
         yield
@@ -199,7 +199,7 @@ def _wrong_labels_told() -> Iterator[None]:
 
 
 def _say(made: Sequence[Label], *, as_json: bool) -> None:
-    from srr_stream.labelling import to_plain
+    from srr_stream.labels.labelling import to_plain
 
     click.echo(json.dumps([to_plain(label) for label in made]) if as_json else f"labelled {len(made):,}")
 

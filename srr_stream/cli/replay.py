@@ -16,7 +16,7 @@ from srr_stream.cli.common import Progress, clear_errors, config_option, json_op
 from srr_stream.cli.sources import Part, open_recording, source_options
 
 if TYPE_CHECKING:
-    from srr_stream.recording import Recording
+    from srr_stream.backtest.recording import Recording
     from srr_stream.settings import Settings
 
 

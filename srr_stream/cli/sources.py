@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from srr_stream.recording import Recording
+    from srr_stream.backtest.recording import Recording
     from srr_stream.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -87,7 +87,7 @@ def open_recording(
         If a time is asked for and the records of the file have none, or a rate is supposed and they have one.
     """
     from srr_stream.assembly import kafka_connection, make_decoder, record_schema
-    from srr_stream.recording import record_file, record_topics
+    from srr_stream.backtest.recording import record_file, record_topics
 
     schema, decoder = record_schema(settings.record), make_decoder(settings)
     path = part.file

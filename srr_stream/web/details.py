@@ -22,7 +22,7 @@ from srr_stream.web.views import Flagged, FlaggedDetail, Neighbour, Reason, Reco
 
 if TYPE_CHECKING:
     from srr_stream.heat_maps import HeatMap, HeatMaps
-    from srr_stream.known_normals import KnownNormals
+    from srr_stream.labels.known_normals import KnownNormals
     from srr_stream.live_model import Live
     from srr_stream.model_shelf import ModelShelf
     from srr_stream.registry import Registry

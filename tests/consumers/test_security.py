@@ -42,7 +42,7 @@ from consumers.sources.kafka import KafkaSource
 from consumers.trust import Attempts, Secret
 from srr_stream.broker import free_port
 from srr_stream.dead_letters import DeadLetters
-from srr_stream.ledger_reader import read_books
+from srr_stream.ledger.reader import read_books
 
 Grant = Callable[..., None]
 

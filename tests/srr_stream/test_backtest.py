@@ -23,14 +23,14 @@ from models.evaluation import precision_at
 from srr_stream import assembly
 from srr_stream import backtest as backtest_module
 from srr_stream.backtest import Lag, Result, backtest
-from srr_stream.backtest_figures import figures_of, flagged_records
-from srr_stream.backtest_labels import ANOMALY, NORMAL, UNKNOWN, Meaning, labels_of_field, labels_of_file
+from srr_stream.backtest.figures import figures_of, flagged_records
+from srr_stream.backtest.labels import ANOMALY, NORMAL, UNKNOWN, Meaning, labels_of_field, labels_of_file
+from srr_stream.backtest.recording import Recording
 from srr_stream.errors import NotEnoughRecords
 from srr_stream.health import Health
 from srr_stream.loading import check_settings
 from srr_stream.metrics import ScorerMetrics
 from srr_stream.pace import Pace
-from srr_stream.recording import Recording
 from srr_stream.registry import Registry
 from srr_stream.scorer import Scorer
 from srr_stream.settings import Settings

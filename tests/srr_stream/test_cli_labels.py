@@ -15,8 +15,8 @@ from consumers.decoding import JsonDecoder
 from consumers.logs import MemoryLog
 from consumers.records import Field, RecordSchema
 from srr_stream.cli import main
-from srr_stream.labelling import Asked, WrongLabels, make_labels, read_file, to_plain
 from srr_stream.labels import LabelTopic
+from srr_stream.labels.labelling import Asked, WrongLabels, make_labels, read_file, to_plain
 from srr_stream.record_reader import RecordReader
 
 AT = "2026-01-01T00:00:00.000Z"

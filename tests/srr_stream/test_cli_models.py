@@ -343,8 +343,8 @@ def test_a_registry_that_cannot_be_read_is_exit_3_in_a_line(
     def refuse(*arguments: object, **options: object) -> Callable[..., Any]:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("srr_stream.registry_files.LocalFiles.read", refuse)
-    monkeypatch.setattr("srr_stream.registry_files.LocalFiles.list", refuse)
+    monkeypatch.setattr("srr_stream.registry.files.LocalFiles.read", refuse)
+    monkeypatch.setattr("srr_stream.registry.files.LocalFiles.list", refuse)
     result = bench.call(*command)
     assert result.exit_code == 3
     assert re.fullmatch(r"(warning: .*\n)?error: registry .*: cannot .*: Permission denied; check .*\n", result.stderr)

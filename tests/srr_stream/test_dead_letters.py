@@ -89,7 +89,7 @@ def transactions(stream: Stream, name: str) -> Iterator[KafkaProducer]:
 
 def committed(stream: Stream, topic: str) -> list[Any]:
     """Return what a reader of committed records gets."""
-    from srr_stream.ledger_reader import LogReader
+    from srr_stream.ledger.reader import LogReader
 
     with LogReader({"bootstrap_servers": [stream.bootstrap_servers]}, "read_committed") as reader:
         return [r for tp in reader.partitions([topic]) for records in reader.read(tp) for r in records]

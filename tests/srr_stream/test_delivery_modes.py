@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 
 from srr_stream.ledger import Kind, Ledger
-from srr_stream.ledger_reader import read_books, read_committed_offsets
+from srr_stream.ledger.reader import read_books, read_committed_offsets
 from srr_stream.loading import check_settings
 from srr_stream.service import Service
 

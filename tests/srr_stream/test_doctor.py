@@ -23,7 +23,7 @@ from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.cli import main
 from srr_stream.doctor import CHECKS, Finding, Status, World, diagnose, to_dict, worst
-from srr_stream.doctor_facts import Devices
+from srr_stream.doctor.facts import Devices
 from srr_stream.live_model import make_canary
 from srr_stream.registry import Manifest, Registry
 

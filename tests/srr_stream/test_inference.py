@@ -13,7 +13,7 @@ import pytest
 
 from consumers.records import FieldKind, StoredRecord
 from srr_stream.errors import NotEnoughRecords
-from srr_stream.inference import FoundField, Inferred, infer
+from srr_stream.first_look.inference import FoundField, Inferred, infer
 
 N = 200
 

@@ -19,10 +19,10 @@ from click.testing import CliRunner, Result
 
 from srr_stream.cli import main
 from srr_stream.data import DATASETS, load
-from srr_stream.first_settings import first_settings, missing_secrets, read_back, topic_of
-from srr_stream.inference import infer
+from srr_stream.first_look.inference import infer
+from srr_stream.first_look.sampling import Sample, sample_file
+from srr_stream.first_look.settings import first_settings, missing_secrets, read_back, topic_of
 from srr_stream.loading import load_settings
-from srr_stream.sampling import Sample, sample_file
 from srr_stream.settings import KafkaSettings
 
 Stream = Any

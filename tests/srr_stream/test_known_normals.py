@@ -28,8 +28,8 @@ from consumers.sources.memory import MemorySource
 from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.health import Health
-from srr_stream.known_normals import KnownNormals
 from srr_stream.labels import Label, LabelBook, label_to_json
+from srr_stream.labels.known_normals import KnownNormals
 from srr_stream.live_model import LiveModel, make_canary
 from srr_stream.metrics import ScorerMetrics
 from srr_stream.pace import Pace
@@ -480,16 +480,13 @@ def test_a_service_that_starts_knows_the_labels_before_it_scores_and_begins_with
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from srr_stream import label_watch
-    from srr_stream.labels import LabelTopic
+    from srr_stream.labels import LabelTopic, watch
     from srr_stream.loading import load_settings
     from srr_stream.service import Service
     from srr_stream.trainer_process import train_once
 
-    start = label_watch.LabelWatch.start
-    monkeypatch.setattr(
-        label_watch.LabelWatch, "start", lambda self, should_stop: start(self, should_stop, patience_s=0.5)
-    )
+    start = watch.LabelWatch.start
+    monkeypatch.setattr(watch.LabelWatch, "start", lambda self, should_stop: start(self, should_stop, patience_s=0.5))
     labels_topic = f"{stream.topic}-labels"
     ours = load_settings(stream.write_settings(labels={"topic": labels_topic}))
     stream.produce(make_values(400))

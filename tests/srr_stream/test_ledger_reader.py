@@ -14,7 +14,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from consumers.errors import BrokerUnavailable
 from srr_stream.broker import EmbeddedBroker
 from srr_stream.ledger import Fate
-from srr_stream.ledger_reader import Batches, LogReader
+from srr_stream.ledger.reader import Batches, LogReader
 
 _ATTRIBUTES = struct.calcsize(">qiibI")
 _CONTROL = 0x20

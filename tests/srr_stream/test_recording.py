@@ -13,8 +13,8 @@ from consumers.decoding import JsonDecoder
 from consumers.errors import SourceError
 from consumers.logs import MemoryLog, OffsetRange
 from consumers.records import Field, FieldKind, RecordSchema, StoredRecord
+from srr_stream.backtest.recording import GrowingLog, GrowingSource, Recording, record_file, record_topics
 from srr_stream.errors import NotEnoughRecords
-from srr_stream.recording import GrowingLog, GrowingSource, Recording, record_file, record_topics
 
 PLAIN = RecordSchema((Field("x"),))
 TIMED = RecordSchema((Field("x"), Field("at", FieldKind.TIMESTAMP)), "at")

@@ -24,7 +24,7 @@ from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.registry import FORMAT_VERSION, Manifest, Pointer, Registry
-from srr_stream.registry_files import open_files
+from srr_stream.registry.files import open_files
 
 WEIGHTS = b"not yet a model"
 

@@ -31,7 +31,7 @@ from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.registry import FORMAT_VERSION, GRACE_S, Manifest, Pointer, Registry
-from srr_stream.registry_files import LocalFiles, is_temporary
+from srr_stream.registry.files import LocalFiles, is_temporary
 from srr_stream.sealed_json import seal, unseal
 
 KEEP = 2

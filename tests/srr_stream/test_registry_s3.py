@@ -25,12 +25,11 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from models.persistence import model_to_parts
 from models.training import TrainingConfig, train
-from srr_stream import registry_files
 from srr_stream.cli import main
 from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.live_model import make_canary
-from srr_stream.registry import Manifest, Pointer, Registry
-from srr_stream.registry_files import ObjectFiles, is_temporary, open_files
+from srr_stream.registry import Manifest, Pointer, Registry, files
+from srr_stream.registry.files import ObjectFiles, is_temporary, open_files
 
 KEEP = 2
 REQUESTS = ("pipe_file", "cat_file", "rm_file", "find", "ls", "info", "modified")
@@ -163,7 +162,7 @@ def through(ask: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
         fs, root = url_to_fs(url, **options)
         return Through(fs, ask), root
 
-    patch.setattr(registry_files, "url_to_fs", open_through)
+    patch.setattr(files, "url_to_fs", open_through)
 
 
 # As on a disk

@@ -13,8 +13,8 @@ from consumers.records import Field, RecordSchema, StoredRecord
 from models.detector import Scores
 from srr_stream.errors import ModelRefused
 from srr_stream.ledger import Entry, Fate, Output
-from srr_stream.ledger_reader import Judgements
-from srr_stream.rescoring import Rescored, Rescorer
+from srr_stream.ledger.reader import Judgements
+from srr_stream.ledger.rescoring import Rescored, Rescorer
 
 PLACE = ("events", 0)
 

@@ -24,8 +24,8 @@ from models.refinement import Known
 from models.training import Trained, TrainingConfig, train
 from srr_stream.flagged import FlaggedIndex
 from srr_stream.heat_maps import HeatMaps
-from srr_stream.known_normals import KnownNormals
 from srr_stream.labels import Label, LabelBook, label_to_json
+from srr_stream.labels.known_normals import KnownNormals
 from srr_stream.live_model import LiveModel, make_canary
 from srr_stream.model_shelf import ModelShelf
 from srr_stream.record_reader import RecordReader

@@ -25,10 +25,10 @@ from consumers.delivery import AtLeastOnce
 from consumers.records import BadRecord, Contribution, Verdicts, event_id
 from consumers.sinks import Sink, just_wait
 from srr_stream import assembly
+from srr_stream.backtest.recording import GrowingLog, GrowingSource, Recording
 from srr_stream.errors import NotEnoughRecords
 from srr_stream.health import Health
 from srr_stream.pace import Pace
-from srr_stream.recording import GrowingLog, GrowingSource, Recording
 
 if TYPE_CHECKING:
     from srr_stream.live_model import Live

@@ -12,7 +12,7 @@ Layout below the registry's URL (any fsspec URL)::
 
 Publishing and promoting are two steps: a model that the gate rejects is published too, with its report, and never
 becomes champion. How a store writes a file whole, gives a number to one publisher only, and changes the pointer without
-losing another's change is in :mod:`srr_stream.registry_files`.
+losing another's change is in :mod:`srr_stream.registry.files`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from srr_stream.errors import ModelRefused, RegistryError
-from srr_stream.registry_files import open_files
-from srr_stream.registry_manifest import FORMAT_VERSION, Manifest, manifest_from_json, manifest_to_json
-from srr_stream.registry_pointer import Pointer, pointer_from_json, pointer_to_json, promoted, rolled_back
-from srr_stream.registry_pruning import (
+from srr_stream.registry.files import open_files
+from srr_stream.registry.manifest import FORMAT_VERSION, Manifest, manifest_from_json, manifest_to_json
+from srr_stream.registry.pointer import Pointer, pointer_from_json, pointer_to_json, promoted, rolled_back
+from srr_stream.registry.pruning import (
     WEIGHTS,
     by_number,
     complete,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from consumers.sinks.serialization import readable, timestamp
 from models.evaluation import average_precision, precision_at, precision_recall_f1, roc_auc
 from srr_stream.backtest import Note, Result, Trained
-from srr_stream.backtest_labels import ANOMALY, UNKNOWN
+from srr_stream.backtest.labels import ANOMALY, UNKNOWN
 from srr_stream.wording import all_in_words
 
 RATES = (0.001, 0.005, 0.01, 0.02)

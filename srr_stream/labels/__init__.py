@@ -1,7 +1,7 @@
 """Labels: what people say of records. They live in a compacted topic, keyed by event id; the latest one counts.
 
 A label changes no model and starts no training. The next training reads them (:mod:`srr_stream.trainer`), and records
-near one that is marked normal are not flagged again (:mod:`srr_stream.known_normals`).
+near one that is marked normal are not flagged again (:mod:`srr_stream.labels.known_normals`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A settings file for records that nobody has described: every line says what was seen and can be changed.
 
-What the fields are is :mod:`srr_stream.inference`'s; what may be set :mod:`srr_stream.settings`'s.
+What the fields are is :mod:`srr_stream.first_look.inference`'s; what may be set :mod:`srr_stream.settings`'s.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import SecretStr
 
-from srr_stream.inference import FoundField, Inferred
+from srr_stream.first_look.inference import FoundField, Inferred
 from srr_stream.loading import check_settings
 from srr_stream.settings import KafkaSettings, Settings, WindowSettings
 
 if TYPE_CHECKING:
-    from srr_stream.sampling import Sample
+    from srr_stream.first_look.sampling import Sample
 
 _COMMENT_AT = 60
 """Column where a comment begins, if its line is not longer."""

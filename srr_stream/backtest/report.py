@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srr_stream.backtest import Result
-from srr_stream.backtest_figures import Figures, flagged_records
+from srr_stream.backtest.figures import Figures, flagged_records
 from srr_stream.plots import Swap, draw_severities, draw_severity_over_time, draw_share, require_matplotlib
 from srr_stream.verdict_log import time_axis
 from srr_stream.wording import number_text, percent
@@ -46,7 +46,7 @@ def make_report(
         "score": lambda value: "-" if value is None else f"{value:.3f}",
         "number": lambda value: "-" if value is None else number_text(value),
     }
-    source = files("srr_stream").joinpath("backtest_report.html").read_text(encoding="utf-8")
+    source = files("srr_stream.backtest").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         figures=figures,
         n_dead=sum(figures.dead_lettered.values()),

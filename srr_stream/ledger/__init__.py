@@ -1,7 +1,7 @@
 """Whether the promise of delivery was kept: what was read in against what was written out, record by record.
 
 Pure arithmetic on offsets. It shares no code with the scorer, the sources and the sinks, so that a mistake of theirs is
-not repeated here. :mod:`srr_stream.ledger_reader` reads the topics of a broker for it; a simulator can give it entries
+not repeated here. :mod:`srr_stream.ledger.reader` reads the topics of a broker for it; a simulator can give it entries
 of its own making.
 
 A record costs some 60 bytes here: a million of them take tens of megabytes.

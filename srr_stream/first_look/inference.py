@@ -1,7 +1,7 @@
 """What records that nobody has described are made of: which fields a model can learn from, which not and why.
 
-Pure: records in, :class:`Inferred` out. Getting the records is :mod:`srr_stream.sampling`'s, writing settings
-:mod:`srr_stream.first_settings`'s.
+Pure: records in, :class:`Inferred` out. Getting the records is :mod:`srr_stream.first_look.sampling`'s, writing
+settings :mod:`srr_stream.first_look.settings`'s.
 """
 
 from __future__ import annotations

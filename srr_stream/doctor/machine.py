@@ -10,7 +10,7 @@ from pathlib import Path
 from fsspec.core import split_protocol
 
 from srr_stream import assembly
-from srr_stream.doctor_facts import FAILURE, OK, SKIPPED, WARNING, Facts, Findings
+from srr_stream.doctor.facts import FAILURE, OK, SKIPPED, WARNING, Facts, Findings
 from srr_stream.errors import ModelRefused, RegistryError
 
 _LOW_DISK, _NO_DISK = 1 << 30, 100 << 20

@@ -10,7 +10,7 @@ from consumers.kafka_client import servers
 from consumers.records import RawRecord
 from consumers.windows import latest
 from srr_stream import assembly
-from srr_stream.doctor_facts import FAILURE, OK, SKIPPED, WARNING, Facts, Findings
+from srr_stream.doctor.facts import FAILURE, OK, SKIPPED, WARNING, Facts, Findings
 
 _N_SAMPLED = 500
 _MAX_BAD, _MOSTLY_BAD = 0.01, 0.5

@@ -1,7 +1,7 @@
 """Whether everything that the service stands on is as it must be: looked at from outside, nothing is changed.
 
 A check looks at one thing and says what it found, each finding with its remedy. What a check knows of the world comes
-through :class:`srr_stream.doctor_facts.World`, so that each of its answers can be tried without the world.
+through :class:`srr_stream.doctor.facts.World`, so that each of its answers can be tried without the world.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from consumers.errors import ConsumersError
-from srr_stream import assembly, doctor_kafka, doctor_machine
-from srr_stream.doctor_facts import FAILURE, OK, SKIPPED, WARNING, Check, Facts, Finding, Status, World
+from srr_stream import assembly
+from srr_stream.doctor import kafka, machine
+from srr_stream.doctor.facts import FAILURE, OK, SKIPPED, WARNING, Check, Facts, Finding, Status, World
 from srr_stream.errors import RegistryError, SettingsError
 from srr_stream.loading import load_settings
 
@@ -115,23 +116,23 @@ def _within(limit_s: float, check: Check, facts: Facts) -> list[tuple[Status, st
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("broker", doctor_kafka.broker),
-    Check("rights", doctor_kafka.rights, ("broker",)),
-    Check("topics", doctor_kafka.topics, ("broker",)),
-    Check("outputs", doctor_kafka.outputs, ("broker",)),
-    Check("partitions", doctor_kafka.partitions, ("broker", "topics")),
-    Check("replication", doctor_kafka.replication, ("broker",)),
-    Check("labels", doctor_kafka.labels, ("broker",)),
-    Check("message sizes", doctor_kafka.message_sizes, ("broker",)),
-    Check("records", doctor_kafka.records, ("broker", "rights", "topics")),
-    Check("retention", doctor_kafka.retention, ("broker", "rights", "topics")),
-    Check("clock", doctor_kafka.clock, ("broker", "rights", "topics")),
-    Check("disk", doctor_machine.disk),
-    Check("memory", doctor_machine.memory_left),
-    Check("device", doctor_machine.device),
-    Check("registry", doctor_machine.registry),
-    Check("models", doctor_machine.models, ("registry",)),
-    Check("ports", doctor_machine.ports),
-    Check("token", doctor_machine.token),
-    Check("service", doctor_machine.service),
+    Check("broker", kafka.broker),
+    Check("rights", kafka.rights, ("broker",)),
+    Check("topics", kafka.topics, ("broker",)),
+    Check("outputs", kafka.outputs, ("broker",)),
+    Check("partitions", kafka.partitions, ("broker", "topics")),
+    Check("replication", kafka.replication, ("broker",)),
+    Check("labels", kafka.labels, ("broker",)),
+    Check("message sizes", kafka.message_sizes, ("broker",)),
+    Check("records", kafka.records, ("broker", "rights", "topics")),
+    Check("retention", kafka.retention, ("broker", "rights", "topics")),
+    Check("clock", kafka.clock, ("broker", "rights", "topics")),
+    Check("disk", machine.disk),
+    Check("memory", machine.memory_left),
+    Check("device", machine.device),
+    Check("registry", machine.registry),
+    Check("models", machine.models, ("registry",)),
+    Check("ports", machine.ports),
+    Check("token", machine.token),
+    Check("service", machine.service),
 )

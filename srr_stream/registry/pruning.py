@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from srr_stream.registry_files import is_temporary
+from srr_stream.registry.files import is_temporary
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"

@@ -15,7 +15,7 @@ import numpy as np
 from consumers.chunks import in_chunks
 from srr_stream.errors import ModelRefused
 from srr_stream.ledger import N_EXAMPLES, Example, Finding, Kind, Output, Place, lies_at
-from srr_stream.ledger_reader import Judgements
+from srr_stream.ledger.reader import Judgements
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -344,7 +344,9 @@ def served(embedded_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Se
         size = 50_000.0 if i in (390, 391) else duration * 20 * float(rng.lognormal(0.0, 0.1))
         record = {"duration_ms": duration, "bytes_sent": size, "load": None if i == 391 else 0.5, "route": "/"}
         value = b"{torn" if i == 399 else json.dumps(record).encode()
-        producer.send(topic, value, key=f"k{i}".encode(), partition=i % 2, headers=[("trace", b"t")])
+        at_ms = 1_700_000_000_000 + 10 * i  # the order of the window is by time, and the model depends on it
+        key = f"k{i}".encode()
+        producer.send(topic, value, key=key, partition=i % 2, timestamp_ms=at_ms, headers=[("trace", b"t")])
     producer.flush(30)
     producer.close()
     settings = write_settings(folder, servers, topic)

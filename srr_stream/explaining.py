@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from consumers.decoding import Decoder
 from consumers.errors import ConsumersError
 from consumers.records import Batch, Contribution, RawRecord, event_id
 from consumers.sinks.serialization import readable, timestamp
-from srr_stream.errors import NoRecord, RegistryError
+from srr_stream.errors import NoRecord
 from srr_stream.labels import Label, place_of
 from srr_stream.record_reader import RecordReader
-from srr_stream.training_record import load_neighbours, load_refinement
+from srr_stream.training_record import load_refinement, nearest_normals
 
 if TYPE_CHECKING:
     from srr_stream.live_model import Live
@@ -151,19 +149,9 @@ def _in_window(registry: Registry, live: Live, place: tuple[str, int, int]) -> I
 
 def _nearest(registry: Registry, live: Live, batch: Batch, reader: RecordReader) -> tuple[tuple[Near, ...], str | None]:
     """Return the normal records of the training that are most like one, and why if there are none."""
-    try:
-        neighbours = load_neighbours(registry, live.version)
-    except RegistryError as error:
-        return (), str(error)
-    if neighbours is None or not len(neighbours.rows):
-        return (), f"version {live.version} has kept no normal records to compare with"
     (point,) = live.model.coordinates(batch.features)
-    if neighbours.rows.shape[1:] != point.shape:
-        return (), f"what version {live.version} has kept does not fit its model"
-    distance = np.linalg.norm(neighbours.rows.astype(np.float64) - point, axis=1)
-    rows: list[int] = np.argsort(distance, kind="stable")[:N_NEAREST].tolist()
-    found = [Near(neighbours.ids[row], float(distance[row]), _read(reader, neighbours.places[row])) for row in rows]
-    return tuple(found), None
+    found, why_not = nearest_normals(registry, live.version, point, N_NEAREST)
+    return tuple(Near(id, distance, _read(reader, place)) for id, place, distance in found), why_not
 
 
 def _read(reader: RecordReader, place: tuple[str, int, int]) -> str | None:

@@ -60,7 +60,7 @@ def draw_share(
     colour
         Of the lines and names of the swaps.
     """
-    edges = np.linspace(float(at.min()), max(float(at.max()), float(at.min()) + 1e-3), N_BINS + 1)
+    edges = _slices(at)
     n_scored, _ = np.histogram(at, edges)
     n_flagged, _ = np.histogram(at, edges, weights=flagged.astype(np.float64))
     ratio = np.divide(n_flagged, n_scored, out=np.full(N_BINS, np.nan), where=n_scored > 0)
@@ -70,6 +70,12 @@ def draw_share(
     axes.set(xlabel=label, ylabel="flagged, % of scored", xlim=(edges[0], edges[-1]))
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the names above the share
     axes.set_title("Flagged rate; dashed: a new model took over; a gap: nothing was scored", loc="left", fontsize=10)
+
+
+def _slices(at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the edges of equal slices of time, ``(N_BINS + 1,)``."""
+    first = float(at.min())
+    return np.linspace(first, max(float(at.max()), first + 1e-3), N_BINS + 1)
 
 
 def draw_swaps(axes: Axes, swaps: Sequence[Swap], *, colour: str = SWAP_COLOUR) -> None:
@@ -105,7 +111,7 @@ def draw_severity_over_time(
     at, severity
         ``(n,)`` each, n ≥ 1, finite.
     """
-    edges = np.linspace(float(at.min()), max(float(at.max()), float(at.min()) + 1e-3), N_BINS + 1)
+    edges = _slices(at)
     place = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, N_BINS - 1)
     slices = [severity[place == i] for i in range(N_BINS)]
     for share, text, style in ((0.5, "median", "-"), (0.99, "99th percentile", ":")):

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
 from consumers.delivery import Delivery
-from consumers.records import BadRecord, Batch, Contribution, Decoded, Position, RawRecord, Verdicts, event_id
+from consumers.records import BadRecord, Decoded, Position, RawRecord, Verdicts, event_id
 from consumers.sources import Source
 from srr_stream.health import Health
+from srr_stream.judging import reasons_of, spare
 from srr_stream.labels.known_normals import KnownNormals
 from srr_stream.live_model import Live, LiveModel
 from srr_stream.logs import get_logger
@@ -194,15 +195,11 @@ class Scorer:
 
     def _judge(self, decoded: Decoded, live: Live) -> Verdicts:
         batch, began_ns = decoded.batch, time.time_ns()
+        features = batch.features
         with self._timed("score"):
-            scores, known_normals = self._spare(live.model.score(batch.features), batch, live)
+            scores, known_normals = spare(live.model.score(features), features, live, self._known_normals)
         with self._timed("explain"):
-            rows = np.flatnonzero(scores.flagged) if self._n_reasons else np.empty(0, dtype=np.intp)
-            flagged = {name: column[rows] for name, column in batch.features.items()}
-            explained = live.model.explain(flagged, n_top=self._n_reasons) if len(rows) else []
-        contributions = {
-            int(row): tuple(Contribution(*part) for part in parts) for row, parts in zip(rows, explained, strict=True)
-        }
+            contributions = reasons_of(features, scores.flagged, live, self._n_reasons)
         return Verdicts(
             batch,
             live.version,
@@ -215,17 +212,6 @@ class Scorer:
             self._trace_headers(batch.raw, scores, live, began_ns),
             known_normals,
         )
-
-    def _spare(self, scores: Scores, batch: Batch, live: Live) -> tuple[Scores, dict[int, str]]:
-        """Take the flag from what lies near a record marked normal; return which record that is, of each such row."""
-        if self._known_normals is None:
-            return scores, {}
-        covered = self._known_normals.covering(live, batch.features, scores.flagged)
-        if not covered:
-            return scores, covered
-        flagged = scores.flagged.copy()
-        flagged[list(covered)] = False
-        return scores._replace(flagged=flagged), covered
 
     def _heat_maps(self, raw: Sequence[RawRecord], flagged: NDArray[np.bool_], live: Live) -> dict[int, str]:
         """Return where the heat maps of the flagged rows are to be had."""

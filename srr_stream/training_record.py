@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srr_stream.errors import ModelRefused
+from srr_stream.errors import ModelRefused, RegistryError
 from srr_stream.sealed_json import seal, unseal
 
 if TYPE_CHECKING:
@@ -232,6 +232,26 @@ def load_neighbours(registry: Registry, version: int) -> Neighbours | None:
     except (LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelRefused(f"version {version}: {NEIGHBOURS} cannot be read: {error}", reason="format") from error
     return Neighbours(rows, tuple(f"{t}-{p}-{o}" for t, p, o in places), places)
+
+
+def nearest_normals(
+    registry: Registry, version: int, point: NDArray[np.float32], n: int
+) -> tuple[list[tuple[str, tuple[str, int, int], float]], str | None]:
+    """Return id, place and distance of the `n` normal records of a training that are nearest to a point.
+
+    Nearest first; of none, why there are none. The point is ``(d,)``, in the space in which the version compares.
+    """
+    try:
+        neighbours = load_neighbours(registry, version)
+    except RegistryError as error:
+        return [], str(error)
+    if neighbours is None or not len(neighbours.rows):
+        return [], f"version {version} has kept no normal records to compare with"
+    if neighbours.rows.shape[1:] != point.shape:
+        return [], f"what version {version} has kept does not fit its model"
+    distance = np.linalg.norm(neighbours.rows.astype(np.float64) - point, axis=1)
+    rows: list[int] = np.argsort(distance, kind="stable")[:n].tolist()
+    return [(neighbours.ids[row], neighbours.places[row], float(distance[row])) for row in rows], None
 
 
 def radius_of(training: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from consumers.chunks import in_chunks
-from consumers.records import RawRecord
+from consumers.records import RawRecord, event_id
 from srr_stream.errors import NoRecord, SrrStreamError
 from srr_stream.labels import LABELS, MAX_NOTE, Label, LabelName, fitting, place_of
 
@@ -205,8 +205,8 @@ def _judged(chunk: Sequence[RawRecord], labels: dict[str, Label], decoder: Decod
         return found
     scores = live.model.score(batch.features)
     for raw, p_value, severity in zip(batch.raw, scores.p_value.tolist(), scores.severity.tolist(), strict=True):
-        event_id = f"{raw.topic}-{raw.partition}-{raw.offset}"
-        found[event_id] = replace(labels[event_id], version=live.version, p_value=p_value, severity=severity)
+        id = event_id(raw)
+        found[id] = replace(labels[id], version=live.version, p_value=p_value, severity=severity)
     return found
 
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
 from consumers.decoding import Decoder
 from consumers.errors import ConsumersError
-from consumers.records import Batch, Contribution, RawRecord, StoredRecord, Verdicts
+from consumers.records import Batch, RawRecord, StoredRecord, Verdicts, event_id
 from consumers.sinks.serialization import verdict_bodies
 from srr_stream.errors import NoHeatMap, NoModel, NoRecord, RegistryError
+from srr_stream.judging import reasons_of, spare
 from srr_stream.labels import place_of
 from srr_stream.record_reader import RecordReader
-from srr_stream.training_record import load_neighbours
+from srr_stream.training_record import nearest_normals
 from srr_stream.web.views import Flagged, FlaggedDetail, Neighbour, Reason, RecordView
 
 if TYPE_CHECKING:
@@ -199,27 +199,19 @@ class Details:
             decoded = self._decoder.decode([raw])
         if decoded.bad:
             bad = decoded.bad[0]
-            raise NoRecord(f"{raw.topic}-{raw.partition}-{raw.offset} is a dead letter: {bad.reason}: {bad.detail}")
+            raise NoRecord(f"{event_id(raw)} is a dead letter: {bad.reason}: {bad.detail}")
         return decoded.batch
 
     def _nearest(self, live: Live, batch: Batch) -> tuple[tuple[Neighbour, ...], str | None]:
         """Return the normal records of the training that are most like one, and why if there are none."""
-        try:
-            neighbours = load_neighbours(self._registry, live.version)
-        except RegistryError as error:
-            return (), str(error)
-        if neighbours is None:
-            return (), f"version {live.version} has kept no normal records to compare with"
         with self._turn:
             (point,) = live.model.coordinates(batch.features)
-        if neighbours.rows.shape[1:] != point.shape:
-            return (), f"what version {live.version} has kept does not fit its model"
-        far = np.linalg.norm(neighbours.rows.astype(np.float64) - point, axis=1)
+        found, why_not = nearest_normals(self._registry, live.version, point, N_NEAREST)
         nearest = []
-        for row in np.argsort(far, kind="stable")[:N_NEAREST].tolist():
-            view = self._neighbour(neighbours.ids[row])
-            nearest.append(Neighbour(neighbours.ids[row], float(far[row]), view.record, view.problem))
-        return tuple(nearest), None
+        for id, _place, distance in found:
+            view = self._neighbour(id)
+            nearest.append(Neighbour(id, distance, view.record, view.problem))
+        return tuple(nearest), why_not
 
     def _neighbour(self, id: str) -> RecordView:
         try:
@@ -231,24 +223,16 @@ class Details:
 
 def judge(live: Live, batch: Batch, *, n_reasons: int, known_normals: KnownNormals | None = None) -> Verdicts:
     """Return the verdicts that the scorer would give, with reasons for what is flagged."""
-    scores = live.model.score(batch.features)
-    flagged = scores.flagged.copy()
-    known = known_normals.covering(live, batch.features, flagged) if known_normals is not None else {}
-    flagged[list(known)] = False
-    rows = np.flatnonzero(flagged) if n_reasons else np.empty(0, dtype=np.intp)
-    columns = {name: column[rows] for name, column in batch.features.items()}
-    explained = live.model.explain(columns, n_top=n_reasons) if len(rows) else []
-    reasons = {
-        int(row): tuple(Contribution(*part) for part in parts) for row, parts in zip(rows, explained, strict=True)
-    }
+    features = batch.features
+    scores, known = spare(live.model.score(features), features, live, known_normals)
     return Verdicts(
         batch,
         live.version,
         scores.score,
         scores.p_value,
         scores.severity,
-        flagged,
-        reasons,
+        scores.flagged,
+        reasons_of(features, scores.flagged, live, n_reasons),
         known_normals=known,
     )
 

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from consumers.logs import KafkaLog, OffsetRange
-from srr_stream import explaining
+from srr_stream import explaining, training_record
 from srr_stream.cli import main
 from srr_stream.cli.sources import moment_ms
 from srr_stream.errors import ModelRefused, NoRecord
@@ -624,7 +624,7 @@ def test_why_there_is_nothing_to_compare_with_is_said(monkeypatch: pytest.Monkey
         (Neighbours(np.zeros((0, 0), dtype=np.float32), (), ()), "has kept no normal records"),
         (Neighbours(np.zeros((1, 3), dtype=np.float32), ("t-0-1",), (("t", 0, 1),)), "does not fit its model"),
     ):
-        monkeypatch.setattr(explaining, "load_neighbours", lambda registry, version, found=neighbours: found)
+        monkeypatch.setattr(training_record, "load_neighbours", lambda registry, version, found=neighbours: found)
         nearest, said = explaining._nearest(unused, live, batch, unused)
         assert nearest == ()
         assert why in str(said)
@@ -632,13 +632,13 @@ def test_why_there_is_nothing_to_compare_with_is_said(monkeypatch: pytest.Monkey
     def altered(registry: object, version: int) -> None:
         raise ModelRefused("neighbours.safetensors is altered", reason="hash")
 
-    monkeypatch.setattr(explaining, "load_neighbours", altered)
+    monkeypatch.setattr(training_record, "load_neighbours", altered)
     assert explaining._nearest(unused, live, batch, unused) == ((), "neighbours.safetensors is altered")
 
 
 def test_a_normal_record_that_is_gone_is_named_without_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Neighbours(np.zeros((1, 2), dtype=np.float32), ("t-0-1",), (("t", 0, 1),))
-    monkeypatch.setattr(explaining, "load_neighbours", lambda registry, version: found)
+    monkeypatch.setattr(training_record, "load_neighbours", lambda registry, version: found)
     live: Any = SimpleNamespace(version=3, model=SimpleNamespace(coordinates=lambda columns: np.zeros((1, 2))))
     batch: Any = SimpleNamespace(features={})
 

@@ -354,7 +354,7 @@ def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
         raise SystemExit(3) from error
 
 
-class ApiProcess:
+class ApiProcess(ChildProcess):
     """An API that is always there: started, watched, restarted with back-off.
 
     Parameters
@@ -373,7 +373,7 @@ class ApiProcess:
         self.port = 0
         """Where the API listens; 0 while it does not."""
         self._ports = Ports.of(settings)
-        self._child = ChildProcess(
+        super().__init__(
             _child,
             settings,
             name="API",
@@ -383,38 +383,16 @@ class ApiProcess:
             on_restart=on_restart,
         )
 
-    @property
-    def n_restarts(self) -> int:
-        """How often the child was started anew."""
-        return self._child.n_restarts
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the child; None while there is none."""
-        return self._child.pid
-
-    def start(self) -> None:
-        """Start the child and watch it."""
-        self._child.start()
-
-    def stop(self) -> None:
-        """Ask the child to stop, wait 3 s at most, then kill it; twice is fine."""
-        self._child.stop()
-
     def tell(self, *, scorer_port: int | None = None, trainer_port: int | None = None) -> None:
         """Say where scorer and trainer listen, as soon as that is known; the same twice is said once."""
         told = Ports(scorer_port or self._ports.scorer, trainer_port or self._ports.trainer)
         if told != self._ports:
             self._ports = told
-            self._child.send(told)
-
-    def adopt(self, settings: Settings) -> None:
-        """Have the child go by settings that were checked here."""
-        self._child.hand_over(settings)
+            self.send(told)
 
     def _receive(self, port: int) -> None:
         self.port = port
-        self._child.send(self._ports)  # a child that was started anew knows nothing yet
+        self.send(self._ports)  # a child that was started anew knows nothing yet
 
     def _note_death(self, why: str, restart_s: float) -> None:
         self.port = 0

@@ -283,9 +283,9 @@ class Service:
             drift = assembly.make_drift_trigger(settings) if has_other else scorer.drift
             scorer.adopt(n_reasons=settings.output.n_reasons, drift=drift)
         if self.trainer is not None and changed:
-            self.trainer.adopt(settings)
+            self.trainer.hand_over(settings)
         if self.api is not None and changed:
-            self.api.adopt(settings)
+            self.api.hand_over(settings)
         assembly.log_as_set(settings)
 
     def _replace_sink(self, settings: Settings) -> None:

@@ -223,7 +223,7 @@ def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
 # --- the parent's half
 
 
-class TrainerProcess:
+class TrainerProcess(ChildProcess):
     """A trainer that is always there: started, watched, restarted with back-off.
 
     Parameters
@@ -251,7 +251,7 @@ class TrainerProcess:
         self.status = Status()
         """What the child said last."""
         self._on_status = on_status
-        self._child = ChildProcess(
+        super().__init__(
             _child,
             settings,
             name="trainer",
@@ -262,28 +262,6 @@ class TrainerProcess:
             on_death=self._note_death,
             on_restart=on_restart,
         )
-
-    @property
-    def n_restarts(self) -> int:
-        """How often the child was started anew."""
-        return self._child.n_restarts
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the child; None while there is none."""
-        return self._child.pid
-
-    def start(self) -> None:
-        """Start the child and watch it."""
-        self._child.start()
-
-    def stop(self) -> None:
-        """Ask the child to stop, wait 3 s at most, then kill it; twice is fine."""
-        self._child.stop()
-
-    def adopt(self, settings: Settings) -> None:
-        """Have the child go by settings that were checked here, from its next turn on."""
-        self._child.hand_over(settings)
 
     def _receive(self, status: Status) -> None:
         self.status = status

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,15 +16,13 @@ import orjson
 from numpy.typing import NDArray
 
 from consumers.images import MAX_PIXELS, ImagePool, from_base64
+from consumers.json_columns import ColumnReader
+from consumers.polled import timestamps, values
 from consumers.reasons import REASONS, Bad
 from consumers.records import BadRecord, Batch, Decoded, Field, FieldKind, RawRecord, RecordSchema
+from consumers.times import seconds
 
 __all__ = ["DECODERS", "REASONS", "Decoder", "ImageDecoder", "JsonDecoder"]
-
-_MS_FROM = 1e11
-"""Numbers from here on are milliseconds since the epoch: in seconds they would lie beyond the year 5000."""
-_YEAR_1, _YEAR_10000 = -62135596800, 253402300800
-"""Seconds since the epoch: what a date can express."""
 
 
 class Decoder(Protocol):
@@ -38,8 +35,11 @@ class Decoder(Protocol):
 class JsonDecoder:
     """Read records that are one JSON object each, a picture in it as base64.
 
-    Keys that the schema does not declare are ignored. Nothing is converted by guess: text in a numeric field is bad,
-    and so is a boolean.
+    Keys that the schema does not declare are ignored; of a key that is there twice the last one counts. Nothing is
+    converted by guess: text in a numeric field is bad, and so is a boolean.
+
+    Records that hold just the declared fields are read all at once, see :mod:`consumers.json_columns`; with the same
+    outcome as one by one, only sooner.
 
     Parameters
     ----------
@@ -65,6 +65,7 @@ class JsonDecoder:
     def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20, max_pixels: int = MAX_PIXELS) -> None:
         self._schema = schema
         self._max_record_size = max_record_size
+        self._reader = ColumnReader.of(schema)
         self._convert = dict(_CONVERT)
         if schema.image_field is not None and schema.image_field.image is not None:
             self._pool = ImagePool(schema.image_field.image, max_pixels=max_pixels)
@@ -72,12 +73,20 @@ class JsonDecoder:
 
     def decode(self, raw: Sequence[RawRecord]) -> Decoded:
         """Return the good rows in columns, in their order, and the bad ones with their reasons."""
+        contents = values(raw)
+        if self._reader is not None:
+            columns = self._reader.read(contents, max_record_size=self._max_record_size)
+            if columns is not None:
+                return Decoded(Batch(self._schema, columns, raw, self._times(columns, raw)))
+        return self._one_by_one(raw, contents)
+
+    def _one_by_one(self, raw: Sequence[RawRecord], contents: Sequence[bytes | None]) -> Decoded:
         objects: list[dict[str, Any]] = []
         rows: list[int] = []
         bad: dict[int, Bad] = {}
-        for row, record in enumerate(raw):
+        for row, content in enumerate(contents):
             try:
-                objects.append(self._parse(record.value))
+                objects.append(self._parse(content))
                 rows.append(row)
             except Bad as why:
                 bad[row] = why.bare()
@@ -118,7 +127,7 @@ class JsonDecoder:
 
     def _times(self, columns: dict[str, NDArray[Any]], raw: Sequence[RawRecord]) -> NDArray[np.int64]:
         """Return the record's own time; the log's where it has none."""
-        times = _log_times(raw)
+        times = timestamps(raw)
         if self._schema.time_field is not None:
             own = columns[self._schema.time_field]
             has_own = np.isfinite(own)
@@ -170,9 +179,9 @@ class ImageDecoder:
         """Return the good pictures, in their order, and the bad records with their reasons."""
         files: list[bytes | None] = []
         bad: dict[int, Bad] = {}
-        for row, record in enumerate(raw):
+        for row, content in enumerate(values(raw)):
             try:
-                files.append(_checked(record.value, self._max_record_size, "a JPEG, PNG or WebP"))
+                files.append(_checked(content, self._max_record_size, "a JPEG, PNG or WebP"))
             except Bad as why:
                 files.append(None)
                 bad[row] = why.bare()
@@ -182,7 +191,7 @@ class ImageDecoder:
         if bad:
             rows = [row for row in range(len(raw)) if row not in bad]
             images, kept = images[rows], [raw[row] for row in rows]
-        batch = Batch(self._schema, {self._name: images}, kept, _log_times(kept))
+        batch = Batch(self._schema, {self._name: images}, kept, timestamps(kept))
         return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
 
 
@@ -196,10 +205,6 @@ def _checked(value: bytes | None, max_size: int, expected: str) -> bytes:
     if len(value) > max_size:
         raise Bad("too_large", f"the record has {len(value)} bytes; allowed: {max_size}")
     return value
-
-
-def _log_times(raw: Sequence[RawRecord]) -> NDArray[np.int64]:
-    return np.array([record.timestamp for record in raw], dtype=np.int64)
 
 
 def _pick(objects: Sequence[dict[str, Any]], path: tuple[str, ...]) -> list[Any]:
@@ -252,21 +257,10 @@ def _timestamp(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _O
     for row, value in enumerate(sifted):
         if value is not None:
             try:
-                column[row] = _seconds(value)
+                column[row] = seconds(value)
             except (ValueError, OverflowError):
                 odd[row] = _wrong(field, value, expected)
     return column, odd
-
-
-def _seconds(value: str | float) -> float:
-    """Return seconds since the epoch; a text without a time zone is UTC."""
-    if isinstance(value, str):
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    seconds = value / 1000 if abs(value) >= _MS_FROM else float(value)
-    if not _YEAR_1 <= seconds < _YEAR_10000:
-        raise ValueError(seconds)
-    return seconds
 
 
 def _categorical(values: list[Any], field: Field) -> tuple[NDArray[np.object_], _Odd]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from srr_stream.tracing import Tracing
     from srr_stream.web.details import Details
 
-_MAX_BATCH = 5000
+_MAX_BATCH = 20_000
 _LOOK_UP_TIMEOUT_S = 10.0
 _MAX_BATCH_OF_IMAGES = 128
 """More at once are no faster, and a quarter of a window's memory."""
@@ -161,7 +161,7 @@ def make_source(
 
 def make_pace(settings: Settings) -> Pace:
     """Return what says how large a batch is."""
-    return Pace(_max_batch(settings))
+    return Pace(_max_batch(settings), settings.input.max_delay.total_seconds())
 
 
 def _max_batch(settings: Settings) -> int:

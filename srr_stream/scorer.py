@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from consumers.decoding import Decoder
 from consumers.delivery import Delivery
+from consumers.polled import runs, timestamps
 from consumers.records import BadRecord, Decoded, Position, RawRecord, Verdicts, event_id
 from consumers.sources import Source
 from srr_stream.health import Health
@@ -233,21 +234,23 @@ class Scorer:
 
     def _count(self, raw: Sequence[RawRecord], verdicts: Verdicts, bad: Sequence[BadRecord]) -> None:
         metrics, now = self._metrics, self._clock()
-        for topic, n in Counter(record.topic for record in raw).items():
-            metrics.records_consumed.labels(topic).inc(n)
-        for topic, partition in self._lagging & {(record.topic, record.partition) for record in raw}:
-            metrics.partition_last_read.labels(topic, str(partition)).set(now)
-        good = verdicts.batch.raw
-        flags = zip((record.topic for record in good), verdicts.flagged.tolist(), strict=True)
-        for (topic, is_flagged), n in Counter(flags).items():
-            metrics.records_scored.labels(topic, "flagged" if is_flagged else "normal").inc(n)
+        for run in runs(raw):
+            metrics.records_consumed.labels(run.topic).inc(run.n)
+            if (run.topic, run.partition) in self._lagging:
+                metrics.partition_last_read.labels(run.topic, str(run.partition)).set(now)
+        good, stop = verdicts.batch.raw, 0
+        for run in runs(good):
+            start, stop = stop, stop + run.n
+            n_flagged = int(verdicts.flagged[start:stop].sum())
+            metrics.records_scored.labels(run.topic, "flagged").inc(n_flagged)
+            metrics.records_scored.labels(run.topic, "normal").inc(run.n - n_flagged)
         for topic, n in Counter(good[row].topic for row in verdicts.known_normals).items():
             metrics.known_normal.labels(topic).inc(n)
         for (topic, reason), n in Counter((record.raw.topic, record.reason) for record in bad).items():
             metrics.records_dead_lettered.labels(topic, reason).inc(n)
         if good:
             metrics.severity.observe(verdicts.severity, lambda row: event_id(good[row]), at=now)
-            produced_at = np.array([record.timestamp for record in good]) / 1000
+            produced_at = timestamps(good) / 1000
             metrics.event_latency.observe(np.maximum(now - produced_at, 0.0), lambda row: event_id(good[row]), at=now)
             metrics.last_scored.set(now)
         self._board.count(verdicts, len(bad))
@@ -301,4 +304,4 @@ class Scorer:
 
 def positions_after(raw: Sequence[RawRecord]) -> Mapping[Position, int]:
     """Return the next offset to read of every partition in `raw`, whose records are in order within a partition."""
-    return {(record.topic, record.partition): record.offset + 1 for record in raw}
+    return {(run.topic, run.partition): run.next_offset for run in runs(raw)}

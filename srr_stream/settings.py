@@ -143,7 +143,11 @@ class InputSettings(_Section):
     group_id: str = Setting("srr-stream", description="scorers of one group share the partitions")
     start: Literal["earliest", "latest"] = Setting(description="where a group without committed offsets begins")
     max_batch: int | None = Setting(
-        None, ge=1, description="at most this many records are scored together; left out: 5000, of pictures 128"
+        None, ge=1, description="at most this many records are scored together; left out: 20000, of pictures 128"
+    )
+    max_delay: Duration = Setting(
+        timedelta(milliseconds=250),
+        description="a batch holds no more than is read on and judged in so long; one alone waits for nobody",
     )
     lost_offset: Literal["error", "earliest", "latest"] = Setting(
         "earliest", description="where to go on when the log no longer holds the offset to read next; it is counted"

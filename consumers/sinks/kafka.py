@@ -139,16 +139,24 @@ class KafkaSink:
     def write(self, verdicts: Verdicts) -> None:
         """Hand the verdicts of a batch to the producer."""
         room = self._max_message_size - _OVERHEAD
-        bodies = list(
-            verdict_bodies(verdicts, include_record=self._include_record, max_size=room, review_url=self._review_url)
+        flagged = flagged_rows(verdicts)
+        rows = range(len(verdicts)) if self._scores_topic is not None else flagged
+        bodies = dict(
+            zip(
+                rows,
+                verdict_bodies(
+                    verdicts, rows, include_record=self._include_record, max_size=room, review_url=self._review_url
+                ),
+                strict=True,
+            )
         )
         raw = verdicts.batch.raw
         if self._scores_topic is not None:
-            for record, body in zip(raw, bodies, strict=True):
-                self._send(self._scores_topic, record, body, [])
+            for row, body in bodies.items():
+                self._send(self._scores_topic, raw[row], body, [])
         if self._alerts_topic is not None:
             times = verdicts.batch.time_ms
-            for row in flagged_rows(verdicts):
+            for row in flagged:
                 headers = [*alert_headers(raw[row], int(times[row])), *verdicts.trace_headers.get(row, ())]
                 self._send(self._alerts_topic, raw[row], bodies[row], headers)
 

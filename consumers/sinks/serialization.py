@@ -23,12 +23,19 @@ _MAX_TEXT = 1000
 
 
 def verdict_bodies(
-    verdicts: Verdicts, *, include_record: bool = False, max_size: int = MAX_BODY_SIZE, review_url: str | None = None
+    verdicts: Verdicts,
+    rows: Sequence[int] | None = None,
+    *,
+    include_record: bool = False,
+    max_size: int = MAX_BODY_SIZE,
+    review_url: str | None = None,
 ) -> Iterator[bytes]:
     """Yield a JSON object for every row, keys in the order of the alphabet.
 
     Parameters
     ----------
+    rows
+        Of these only; None: of all.
     include_record
         Put the record itself, as it was sent, under ``record``. A record that is a picture is base64 there.
     max_size
@@ -40,10 +47,16 @@ def verdict_bodies(
     What a record has beside its picture is under ``metadata``; where its heat map is to be had under ``heat_map``; the
     id of the record marked normal that keeps it from being flagged under ``known_normal``.
     """
-    columns = (verdicts.score, verdicts.p_value, verdicts.severity, verdicts.flagged, verdicts.batch.time_ms)
+    columns = [verdicts.score, verdicts.p_value, verdicts.severity, verdicts.flagged, verdicts.batch.time_ms]
     has_metadata = bool(verdicts.batch.schema.metadata_names)
-    rows = zip(verdicts.batch.raw, *(column.tolist() for column in columns), strict=True)
-    for row, (raw, score, p_value, severity, flagged, time_ms) in enumerate(rows):
+    if rows is None:
+        rows, records = range(len(verdicts)), verdicts.batch.raw
+    else:
+        columns = [column[list(rows)] for column in columns]
+        records = [verdicts.batch.raw[row] for row in rows]
+    for row, raw, score, p_value, severity, flagged, time_ms in zip(
+        rows, records, *(column.tolist() for column in columns), strict=True
+    ):
         body: dict[str, Any] = {
             "id": event_id(raw),
             "topic": raw.topic,

@@ -59,12 +59,11 @@ class FileSource:
     Parameters
     ----------
     path
-        A folder of pictures, or a file that ends in ``.ndjson``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.npz``; CSV
-        and Parquet need polars. A folder and NDJSON are read as they are asked for, the others are loaded whole. A
-        record's topic is the file's name, its offset the row, counted from 0 without blank lines, its timestamp the
-        file's. In a folder every file is a record, in the order of the paths (see
-        :func:`consumers.sources.image_files.list_files`), and its path there is the key. For ``.npz`` see
-        :func:`consumers.sources.image_files.read_npz`, for what a CSV may look like
+        A folder of pictures, or a file that ends in ``.ndjson``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.npz``. A
+        folder and NDJSON are read as they are asked for, the others are loaded whole. A record's topic is the file's
+        name, its offset the row, counted from 0 without blank lines, its timestamp the file's. In a folder every file
+        is a record, in the order of the paths (see :func:`consumers.sources.image_files.list_files`), and its path
+        there is the key. For ``.npz`` see :func:`consumers.sources.image_files.read_npz`, for what a CSV may look like
         :func:`consumers.sources.csv_files.read_csv`.
     max_batch
         At most so many records a poll; 64 MiB of them end it earlier.
@@ -271,10 +270,8 @@ def _parquet(path: Path) -> Iterator[bytes | None]:
 @contextmanager
 def _table_errors(path: Path) -> Iterator[ModuleType]:
     """Give polars, and turn its errors into ours."""
-    try:
-        import polars
-    except ImportError as error:
-        raise SourceError(f"{path}: reading {path.suffix} needs polars; pip install 'srr-stream[parquet]'") from error
+    import polars
+
     try:
         yield polars
     except (OSError, polars.exceptions.PolarsError) as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from consumers.access import check_access
 from consumers.errors import BrokerUnavailable, MembershipLost, OffsetLost
 from consumers.kafka_client import existing_partitions, make_consumer, servers, translated
+from consumers.polled import Polled, Run
 from consumers.records import Position, RawRecord
 from consumers.watchdog import ProgressWatchdog
 
@@ -150,7 +151,7 @@ class KafkaSource:
             self._pay_owed()
             self._check_reached()
             self._check_progress()
-        return [record for records in polled.values() for record in records]
+        return _polled(polled)
 
     def stay(self) -> None:
         """Tell the group that this member is well although it does not poll: a batch takes its time."""
@@ -334,6 +335,12 @@ class KafkaSource:
     def _note_rebalance(self) -> None:
         if self._on_rebalance is not None and not self._is_closed:
             self._on_rebalance()
+
+
+def _polled(records: Mapping[TopicPartition, Sequence[RawRecord]]) -> Polled:
+    """Return records by partition as a poll."""
+    runs = [Run(tp.topic, tp.partition, len(of), of[-1].offset + 1) for tp, of in records.items() if of]
+    return Polled((record for of in records.values() for record in of), runs)
 
 
 def _listener(source: KafkaSource) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import datetime
 import json
 import logging
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -194,18 +192,3 @@ def test_a_file_without_usable_fields_has_no_schema(tmp_path: Path, content: byt
     path.write_bytes(content)
     with pytest.raises(SourceError, match="no records with usable fields"):
         infer_schema(path)
-
-
-def test_without_polars_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "records.csv")
-    real_import = builtins.__import__
-
-    def without_polars(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "polars":
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.delitem(sys.modules, "polars")
-    monkeypatch.setattr(builtins, "__import__", without_polars)
-    with pytest.raises(SourceError, match=r"pip install 'srr-stream\[parquet\]'"):
-        FileSource(path).poll(0.0)

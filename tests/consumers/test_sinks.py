@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_flushing_nothing_is_fine_and_so_is_closing_twice(opened: Opened) -> Non
     opened.sink.flush()
     opened.sink.close()
     opened.sink.close()
+
+
+def test_of_some_rows_the_verdicts_are_those_of_all(verdicts: Verdicts) -> None:
+    every = list(verdict_bodies(verdicts))
+    assert list(verdict_bodies(verdicts, [2, 0])) == [every[2], every[0]]
+    assert list(verdict_bodies(verdicts, [])) == []
+
+
+def test_alerts_alone_are_the_same_as_beside_all_verdicts(outputs: Outputs, verdicts: Verdicts) -> None:
+    for options in ({}, {"scores_topic": None}):
+        with closing(outputs.sink(**options)) as sink:
+            sink.write(verdicts)
+            sink.flush()
+    first, second = np.array_split([record.value for record in outputs.read("alerts")], 2)
+    assert len(first) > 0
+    assert first.tolist() == second.tolist()
+    assert len(outputs.read("scores")) == len(verdicts)
 
 
 def test_a_verdict_has_these_bytes(verdicts: Verdicts) -> None:

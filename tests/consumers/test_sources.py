@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from consumers.logs import MemoryLog
+from consumers.polled import runs, timestamps, values
 from consumers.records import Position, RawRecord
 from consumers.sources import Source
 from consumers.sources.files import FileSource
@@ -112,6 +113,19 @@ def test_a_poll_gives_no_more_than_its_limit_and_does_not_block_longer_than_aske
     started = time.monotonic()
     assert source.poll(0.3) == []
     assert time.monotonic() - started < 1.0
+
+
+def test_a_poll_tells_of_which_partitions_it_is(make_source: MakeSource, read_until: ReadUntil) -> None:
+    source = make_source()
+    n, until = 0, time.monotonic() + 30
+    while n < N and time.monotonic() < until:
+        polled = source.poll(0.1)
+        n += len(polled)
+        listed = list(polled)
+        assert values(polled) == [record.value for record in listed]
+        assert timestamps(polled).tolist() == [record.timestamp for record in listed]
+        assert runs(polled) == tuple(runs(listed))
+    assert n == N
 
 
 def test_what_was_committed_is_not_read_again_and_what_was_not_is(

@@ -167,7 +167,7 @@ def test_the_limit_on_pixels_reaches_the_decoder(encode: Callable[..., bytes]) -
         assert [bad.reason for bad in decoded.bad] == reasons
 
 
-@pytest.mark.parametrize(("content", "expected"), [(changed, 5000), (of_pictures, 128)])
+@pytest.mark.parametrize(("content", "expected"), [(changed, 20_000), (of_pictures, 128)])
 def test_pictures_are_scored_in_smaller_batches_unless_something_else_is_said(
     monkeypatch: pytest.MonkeyPatch, content: Callable[..., dict[str, Any]], expected: int
 ) -> None:

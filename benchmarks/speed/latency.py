@@ -1,0 +1,228 @@
+"""From produced to published: event latency at a steady rate, alone and beside a training, and throughput beside one.
+
+A service as it runs in production, with its trainer, on a real Apache Kafka. One process produces, another reads the
+alerts; latency is from a record's own timestamp, which its producer gives it, to the moment at which a reader has its
+alert. Beside a training means that one training follows the other, each with GOAD on a window of 20,000 records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from benchmarks.report import Table
+from benchmarks.runner import OUT, whole
+from benchmarks.speed import stream
+from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, ratio, shown
+from chaos.bench import ask, figure, produce, wait_until
+
+if TYPE_CHECKING:
+    from chaos.bench import Bench
+    from chaos.node import KafkaNode
+    from models.detector import Model
+
+ALONE, BESIDE = "alone", "beside a training"
+_ANOMALIES = 0.05
+"""Only flagged records are published, and so measured."""
+_WARM_UP_S = 5.0
+_WINDOW = 20_000
+_context = multiprocessing.get_context("spawn")
+
+
+def main(arguments: Sequence[str]) -> int:
+    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed latency", description=__doc__)
+    cli.add_argument("--rate", type=whole, default=5000, help="Records a second (default 5000).")
+    cli.add_argument("--seconds", type=whole, default=30, help="That are measured in a turn (default 30).")
+    cli.add_argument("--records", type=whole, default=1_500_000, help="Of the topic for throughput (default 1500000).")
+    cli.add_argument("--rounds", type=whole, default=3, help="How often each has its turn (default 3).")
+    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
+    options = cli.parse_args(arguments)
+    home = stream.kafka_home(cli)
+    run = Run("latency", arguments, out=options.out)
+    model = stream.model(stream.GOAD_32)
+    latencies: dict[str, list[NDArray[np.float64]]] = {ALONE: [], BESIDE: []}
+    with stream.kafka(home) as (node, folder):
+
+        def slow(name: str) -> Callable[[], float]:
+            def turn() -> float:
+                found = at_a_rate(node, folder, model, name == BESIDE, options.rate, options.seconds)
+                latencies[name].append(found)
+                return float(np.quantile(found, 0.99))
+
+            return turn
+
+        p99 = interleaved({name: slow(name) for name in latencies}, n_rounds=options.rounds, n_warm_up=0)
+        topic = stream.filled(node, "full", stream.values(50_000, 5), options.records)
+        rates = interleaved(
+            {name: (lambda n=name: full_load(node, folder, topic, model, n == BESIDE)) for name in latencies},
+            n_rounds=options.rounds,
+            n_warm_up=0,
+        )
+    p50 = {name: np.array([np.quantile(each, 0.5) for each in found]) for name, found in latencies.items()}
+    at = f"at {options.rate:,} records/s"
+    claims = [
+        Claim(f"latency {at}, p50", quartiles(p50[ALONE])[1], "ms", "asked", 15.0, at_least=False),
+        Claim(f"latency {at}, p99", quartiles(p99[ALONE])[1], "ms", "asked", 60.0, at_least=False),
+        ratio("p99 beside a training", p99[BESIDE], p99[ALONE], "alone", 1.5, at_least=False),
+        ratio("throughput beside a training", rates[BESIDE], rates[ALONE], "alone", 0.9),
+    ]
+    levels = (0.5, 0.9, 0.99, 0.999, 1.0)
+    rows = [
+        [
+            name,
+            *(shown(float(np.quantile(np.concatenate(found), level))) for level in levels),
+            f"{sum(map(len, found)):,}",
+        ]
+        for name, found in latencies.items()
+    ]
+    table = Table(f"Latency {at}, ms", ["", "p50", "p90", "p99", "p99.9", "greatest", "alerts"], rows)
+    full = Table(
+        "At full load", ["", "records/s, median"], [[name, shown(quartiles(each)[1])] for name, each in rates.items()]
+    )
+    bars = {
+        "latency, ms": {f"{q}, {name}": quartiles(v[name])[1] for q, v in (("p50", p50), ("p99", p99)) for name in v},
+        "records/s at full load": {name: quartiles(each)[1] for name, each in rates.items()},
+    }
+    return run.finish("Latency", claims, [table, full], bars=bars)
+
+
+def service(node: KafkaNode, folder: Path, topic: str | None = None) -> Bench:
+    """Return surroundings in which trainings are made when asked for, one after the other."""
+    return stream.bench(
+        node,
+        folder,
+        topic,
+        window={"min_size": _WINDOW, "max_size": _WINDOW},
+        training={"representation": "goad", "every": None, "on_drift": False, "min_interval": "1s"},
+        http={"host": "127.0.0.1", "scorer_port": stream.free_port(), "trainer_port": stream.free_port()},
+    )
+
+
+@contextmanager
+def trainings(surroundings: Bench) -> Iterator[None]:
+    """Ask for trainings without end; under way when this begins."""
+    stop = threading.Event()
+    port = surroundings.settings.http.trainer_port
+
+    def ask_for_more() -> None:
+        while not stop.wait(0.5):
+            surroundings.registry.request_training("benchmark")
+
+    asking = threading.Thread(target=ask_for_more, daemon=True)
+    asking.start()
+    try:
+        wait_until(lambda: '"phase":"training"' in ask(port, "/statusz").replace(" ", ""), what="a training")
+        yield
+    finally:
+        stop.set()
+        asking.join()
+
+
+def at_a_rate(
+    node: KafkaNode, folder: Path, model: Model, is_training: bool, rate: int, seconds: int
+) -> NDArray[np.float64]:
+    """Return the latencies of the alerts of a stream of steady rate, ms."""
+    with closing(service(node, folder)) as surroundings:
+        produce(node.bootstrap_servers, surroundings.topic, stream.values(_WINDOW, 7), n_partitions=stream.N_PARTITIONS)
+        surroundings.publish(model)
+        surroundings.serve()
+        with surroundings.looking() as look:
+            look.wait_for_no_lag()
+        queue: Any = _context.Queue()
+        alerts = surroundings.settings.output.alerts_topic
+        reader = _context.Process(
+            target=read_alerts, args=(node.bootstrap_servers, alerts, _WARM_UP_S + seconds + 2.0, queue), daemon=True
+        )
+        writer = _context.Process(
+            target=write, args=(node.bootstrap_servers, surroundings.topic, rate, _WARM_UP_S + seconds), daemon=True
+        )
+        reader.start()
+        queue.get()  # it reads
+        if is_training:
+            with trainings(surroundings):
+                return _measured(writer, reader, queue)
+        return _measured(writer, reader, queue)
+
+
+def _measured(writer: Any, reader: Any, queue: Any) -> NDArray[np.float64]:
+    writer.start()
+    found = np.array(queue.get())
+    writer.join()
+    reader.join()
+    produced, latency = found[:, 0], found[:, 1]
+    kept: NDArray[np.float64] = latency[produced > produced.min() + 1000 * _WARM_UP_S]
+    return kept
+
+
+def write(servers: str, topic: str, rate: int, seconds: float) -> None:
+    """Produce at a steady rate, a few records each millisecond or so."""
+    from kafka import KafkaProducer
+
+    contents = stream.values(20_000, 11, anomalies=_ANOMALIES)
+    producer = KafkaProducer(bootstrap_servers=servers, acks=1, linger_ms=0)
+    started, n = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < seconds:
+        due = int(passed * rate)
+        while n < due:
+            producer.send(topic, contents[n % len(contents)], partition=n % stream.N_PARTITIONS)
+            n += 1
+        time.sleep(0.001)
+    producer.flush(30)
+    producer.close(5)
+
+
+def read_alerts(servers: str, topic: str, seconds: float, queue: Any) -> None:
+    """Read alerts for a while; put a sign of life, then (produced, latency) in ms of each into the queue."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    reader = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
+    partitions = [TopicPartition(topic, partition) for partition in sorted(reader.partitions_for_topic(topic))]
+    reader.assign(partitions)
+    reader.seek_to_end(*partitions)
+    for partition in partitions:
+        reader.position(partition)
+    queue.put(None)
+    arrived: list[tuple[float, bytes]] = []
+    until = None
+    while until is None or time.monotonic() < until:
+        for records in reader.poll(timeout_ms=100).values():
+            now = 1000 * time.time()
+            until = until or time.monotonic() + seconds
+            arrived += [(now, record.value) for record in records]
+    found = []
+    for at, value in arrived:
+        produced = 1000 * datetime.fromisoformat(orjson.loads(value)["time"]).timestamp()
+        found.append((produced, at - produced))
+    queue.put(found)
+
+
+def full_load(
+    node: KafkaNode, folder: Path, topic: str, model: Model, is_training: bool, seconds: float = 8.0
+) -> float:
+    """Return how many records a second a service judges that has more to do than it can."""
+    with closing(service(node, folder, topic)) as surroundings:
+        port = surroundings.settings.http.scorer_port
+        surroundings.publish(model)
+        surroundings.serve()
+        wait_until(lambda: figure(port, "srr_records_scored_total") > 0, what="a first verdict")
+        if is_training:
+            with trainings(surroundings):
+                return _rate(port, seconds)
+        return _rate(port, seconds)
+
+
+def _rate(port: int, seconds: float) -> float:
+    before, started = figure(port, "srr_records_scored_total"), time.perf_counter()
+    time.sleep(seconds)
+    return (figure(port, "srr_records_scored_total") - before) / (time.perf_counter() - started)

@@ -8,7 +8,6 @@ however it is read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,27 +15,6 @@ from numpy.typing import NDArray
 
 BLOCK_ROWS = 128
 """A multiple of the row tile of every matrix kernel; small, since a single record pays for a whole block."""
-
-
-FEW_ROWS = 8
-"""Rows of a block where `are_alike` says no: the largest product that treats all its rows alike there."""
-
-
-@cache
-def are_alike() -> bool:
-    """Return whether a row of a float32 product gets the same bits wherever it stands in a block, on this machine.
-
-    The kernels of processors without AVX-512 sum the rows at the edge of a tile in another order (OpenBLAS 0.3.31).
-    In float64 they do not.
-    """
-    rng = np.random.default_rng(0)
-    for n_in, n_out in ((121, 512), (32, 64), (8, 8)):
-        rows = rng.normal(size=(BLOCK_ROWS, n_in)).astype(np.float32)
-        weights = rng.normal(size=(n_in, n_out)).astype(np.float32)
-        order = rng.permutation(BLOCK_ROWS)
-        if not np.array_equal((rows @ weights)[order], rows[order] @ weights):
-            return False
-    return True
 
 
 def by_blocks(

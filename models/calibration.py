@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Calibration:
         excess = ratio if self.shape == 0.0 else np.expm1(self.shape * ratio) / self.shape
         return float(self.tail_start + self.scale * excess)
 
-    @property
+    @cached_property
     def _n_below(self) -> NDArray[np.float64]:
         """How many rows of the body score less than each of it; equal scores share the least."""
         return np.searchsorted(self.body, self.body, side="left").astype(np.float64)

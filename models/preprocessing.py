@@ -47,16 +47,20 @@ class NumericField:
 
     def encode(self, column: NDArray[np.float64], out: NDArray[np.float32]) -> None:
         """Write ``(n,)`` values to ``(n, width)`` columns."""
-        is_missing = np.isnan(column)
         with np.errstate(over="ignore"):
-            z = np.clip((column - self.center) / self.scale, -_HARD_LIMIT, _HARD_LIMIT)
+            z = (column - self.center) / self.scale
         if self.is_compressed:
-            z = ASINH_UNIT * np.arcsinh(z / ASINH_UNIT)
+            z = ASINH_UNIT * np.arcsinh(np.clip(z, -_HARD_LIMIT, _HARD_LIMIT) / ASINH_UNIT)
         else:
-            size = np.abs(z)
-            z = np.where(size > SOFT_LIMIT, np.sign(z) * (SOFT_LIMIT + np.log1p(np.maximum(size - SOFT_LIMIT, 0.0))), z)
-        # Where values have always been there, a missing one is as odd as any surprise; else it has a column of its own.
-        out[:, 0] = np.where(is_missing, 0.0 if self.has_missing else SURPRISE, z)
+            is_far = np.abs(z) > SOFT_LIMIT
+            if is_far.any():  # hardly ever, and logarithms take their time
+                far = np.clip(z[is_far], -_HARD_LIMIT, _HARD_LIMIT)
+                z[is_far] = np.sign(far) * (SOFT_LIMIT + np.log1p(np.abs(far) - SOFT_LIMIT))
+        is_missing = np.isnan(column)
+        if is_missing.any():
+            # Where values were always there, a missing one is as odd as any surprise; else it has a column of its own.
+            z[is_missing] = 0.0 if self.has_missing else SURPRISE
+        out[:, 0] = z
         if self.has_missing:
             out[:, 1] = is_missing
 

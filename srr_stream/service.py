@@ -54,7 +54,7 @@ _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 15.0
 _STEADY_S = 30.0
 """A connection that lasted so long was good: the next retry is quick again."""
-_SWITCH_S = 0.001
+SWITCH_S = 0.001
 """For so long a thread that loads a model or answers a scrape may hold up the scoring one; Python's default is 5 ms."""
 _CAUSES: dict[type[ConsumersError], str] = {
     BrokerUnavailable: "broker",
@@ -166,7 +166,7 @@ class Service:
         log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
         threadpool_limits(1)
-        sys.setswitchinterval(_SWITCH_S)
+        sys.setswitchinterval(SWITCH_S)
         try:
             self.live_model.start()
             if self.trainer is not None:

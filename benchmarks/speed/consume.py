@@ -17,7 +17,7 @@ import orjson
 from benchmarks.runner import OUT, whole
 from benchmarks.speed import stream
 from benchmarks.speed.end_to_end import BARE, CONFLUENT, bare, bare_confluent
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, rate, rates_table, ratio
+from benchmarks.speed.pairs import Run, interleaved, quartiles, rate, rates_table, ratio
 from consumers.decoding import JsonDecoder
 from consumers.polled import Polled
 from consumers.polled import Run as Stretch
@@ -125,6 +125,3 @@ def decoded(node: Any, topic: str, n: int, client: str) -> float:
                 return len(decoder.decode(raw).batch) if raw else 0
 
             return stream.timed(read, n)
-
-
-__all__ = ["Claim", "main"]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+import psutil
 from numpy.typing import NDArray
 
 from benchmarks.report import Table
@@ -37,6 +38,7 @@ _ANOMALIES = 0.05
 """Only flagged records are published, and so measured."""
 _WARM_UP_S = 5.0
 _WINDOW = 20_000
+_FULL_LOAD_S = 15.0
 _context = multiprocessing.get_context("spawn")
 
 
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     run = Run("latency", arguments, out=options.out)
     model = stream.model(stream.GOAD_32)
     latencies: dict[str, list[NDArray[np.float64]]] = {ALONE: [], BESIDE: []}
+    resident: list[NDArray[np.float64]] = []
     with stream.kafka(home) as (node, folder):
 
         def slow(name: str) -> Callable[[], float]:
@@ -65,17 +68,21 @@ def main(arguments: Sequence[str]) -> int:
         p99 = interleaved({name: slow(name) for name in latencies}, n_rounds=options.rounds, n_warm_up=0)
         topic = stream.filled(node, "full", stream.values(50_000, 5), options.records)
         rates = interleaved(
-            {name: (lambda n=name: full_load(node, folder, topic, model, n == BESIDE)) for name in latencies},
+            {name: (lambda n=name: full_load(node, folder, topic, model, n == BESIDE, resident)) for name in latencies},
             n_rounds=options.rounds,
             n_warm_up=0,
         )
     p50 = {name: np.array([np.quantile(each, 0.5) for each in found]) for name, found in latencies.items()}
     at = f"at {options.rate:,} records/s"
+    mib = max(float(samples[:, 1].max()) for samples in resident)
+    slopes = [float(np.polyfit(*samples[len(samples) // 3 :].T, 1)[0]) for samples in resident]
+    growth = f"{np.median(slopes):+.1f} MiB a minute, median of {len(slopes)} runs of {_FULL_LOAD_S:g} s"
     claims = [
         Claim(f"latency {at}, p50", quartiles(p50[ALONE])[1], "ms", "asked", 15.0, at_least=False),
         Claim(f"latency {at}, p99", quartiles(p99[ALONE])[1], "ms", "asked", 60.0, at_least=False),
         ratio("p99 beside a training", p99[BESIDE], p99[ALONE], "alone", 1.5, at_least=False),
         ratio("throughput beside a training", rates[BESIDE], rates[ALONE], "alone", 0.9),
+        Claim("scorer at full load, GOAD M = 32", mib, "MiB resident", "asked", 600.0, at_least=False, note=growth),
     ]
     levels = (0.5, 0.9, 0.99, 0.999, 1.0)
     rows = [
@@ -208,21 +215,25 @@ def read_alerts(servers: str, topic: str, seconds: float, queue: Any) -> None:
 
 
 def full_load(
-    node: KafkaNode, folder: Path, topic: str, model: Model, is_training: bool, seconds: float = 8.0
+    node: KafkaNode, folder: Path, topic: str, model: Model, is_training: bool, resident: list[NDArray[np.float64]]
 ) -> float:
-    """Return how many records a second a service judges that has more to do than it can."""
+    """Return how many records a second a service judges that has more to do than it can; note its scorer's memory."""
     with closing(service(node, folder, topic)) as surroundings:
         port = surroundings.settings.http.scorer_port
         surroundings.publish(model)
-        surroundings.serve()
+        scorer = psutil.Process(surroundings.serve().pid)
         wait_until(lambda: figure(port, "srr_records_scored_total") > 0, what="a first verdict")
         if is_training:
             with trainings(surroundings):
-                return _rate(port, seconds)
-        return _rate(port, seconds)
+                return _rate(port, scorer, resident)
+        return _rate(port, scorer, resident)
 
 
-def _rate(port: int, seconds: float) -> float:
+def _rate(port: int, scorer: psutil.Process, resident: list[NDArray[np.float64]]) -> float:
     before, started = figure(port, "srr_records_scored_total"), time.perf_counter()
-    time.sleep(seconds)
+    samples = []
+    while (passed := time.perf_counter() - started) < _FULL_LOAD_S:
+        samples.append((passed / 60, scorer.memory_info().rss / 2**20))
+        time.sleep(0.5)
+    resident.append(np.array(samples))
     return (figure(port, "srr_records_scored_total") - before) / (time.perf_counter() - started)

@@ -159,7 +159,7 @@ class ProjectionTraining:
         data = torch.from_numpy(X).to(self._device)
         m = len(self.net.projections)
         order = torch.empty(0, dtype=torch.long)
-        with _one_thread():
+        with one_thread():
             for step in range(1, n_steps + 1):
                 if len(order) < min(self._batch_rows, len(X)):
                     order = torch.randperm(len(X), generator=self._generator)
@@ -189,7 +189,7 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimiz
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep PyTorch to one thread: a step is many small products, which threads slow down.
 
     It also makes the weights the same, bit for bit, whatever number of threads there is.

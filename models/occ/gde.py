@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.covariance import MinCovDet, ledoit_wolf_shrinkage
 
-from models.blocks import by_blocks
+from models.blocks import BLOCK_ROWS, by_blocks
 from models.occ.flattening import choose_rows
 from models.state import State
 
 VARIANCE_FLOOR = 1e-6
 """The least mean variance that shrinkage starts from, so that equal rows can be fitted; scikit-learn's own ridge."""
 _FIT_ROWS = 512
+_FLAT_BLOCK_ROWS = 512
+"""Of rows under one Gaussian, which are narrow: what a call costs is spread over more of them."""
 COVARIANCES = ("shrunk", "empirical", "ledoit_wolf", "robust")
 AGGREGATES: dict[str, Callable[..., NDArray[np.float64]]] = {"mean": np.mean, "median": np.median}
 
@@ -103,7 +105,7 @@ def _score(
         squared = white.reshape(m, -1, n_gdes, d).sum(axis=3)
         return AGGREGATES[aggregate](0.5 * squared + constants.T[:, None, :], axis=0)
 
-    return by_blocks(score_block, Z).T
+    return by_blocks(score_block, Z, n_rows=BLOCK_ROWS if m > 1 else _FLAT_BLOCK_ROWS).T
 
 
 class GDE:

@@ -1,29 +1,49 @@
 """GOAD: a row under M random projections, each through one small network trained to tell which projection it was.
 
 Bergman and Hoshen, "Classification-based anomaly detection for general data" (2020), in the form of the SRR paper's
-appendix A.3. Training is :mod:`models.nets.mlp`'s; embedding is numpy, so that scoring needs no PyTorch.
+appendix A.3. Training is :mod:`models.nets.mlp`'s.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.blocks import BLOCK_ROWS, FEW_ROWS, are_alike, by_blocks
+from models.blocks import by_blocks
 from models.occ.flattening import whole_tiles
 from models.state import State
 
 if TYPE_CHECKING:
+    import torch
+
     from models.nets.mlp import ProjectionTraining
 
 LEAK = np.float32(0.2)
 _EPOCH_ROWS = 64
+_BLOCK_ROWS = 256
+"""Of a block that is embedded at once: with 32 transformations of width 8 a quarter of a MiB."""
+_FEW_ROWS = 8
+"""The same where `are_alike` says no: the largest product that treats all its rows alike there."""
+_TILE = 16
+"""Inner dimension from which on a product of matrices runs at full speed; layers of width 8 take two at once."""
 _CHOICES = {"optimizer": ("adam", "sgd"), "head": ("linear", "centres")}
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Network(NamedTuple):
+    """f over all transformations at once, as PyTorch multiplies it."""
+
+    folded: torch.Tensor
+    """Projections and first layer, ``(d, M width)``."""
+    first_bias: torch.Tensor
+    """``(M width,)``."""
+    rest: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    """Weight ``(g width, g width)``, g times the layer's on the diagonal, and bias ``(g width,)`` of the other layers."""
 
 
 class Goad:
@@ -84,6 +104,7 @@ class Goad:
         self._layers: list[Layer] = []
         self._training: ProjectionTraining | None = None
         self._folded: NDArray[np.float32] | None = None
+        self._network: Network | None = None
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Return N / 64, the paper's minibatch, whatever this one's is."""
@@ -126,13 +147,17 @@ class Goad:
             raise RuntimeError("goad is not fitted; call fit first")
         self._training.run(X, n_steps, on_step)
         self._layers = self._training.net.layers()
-        self._folded = None
+        self._folded = self._network = None
 
     def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the outputs of f, ``(n, M, width)``, for ``(n, d)`` rows."""
-        folded = self._first_layer()
-        n_rows = BLOCK_ROWS if are_alike() else FEW_ROWS
-        return by_blocks(lambda block: self._embed_block(block, folded), X, n_rows=n_rows)
+        import torch
+
+        from models.nets.mlp import one_thread
+
+        network, n_rows = self._as_network(), _BLOCK_ROWS if are_alike() else _FEW_ROWS
+        with torch.inference_mode(), one_thread():
+            return by_blocks(lambda block: self._embed_block(block, network), X, n_rows=n_rows)
 
     def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how a change of the embedding's every part by `dZ` ``(n, M, width)`` pulls at the rows ``(n, d)``.
@@ -201,21 +226,36 @@ class Goad:
             self._folded = _fold(projections, self._layers[0][0])
         return self._folded
 
-    def _embed_block(self, X: NDArray[np.float32], folded: NDArray[np.float32]) -> NDArray[np.float32]:
-        (_, first_bias), *rest = self._layers[: self.options["n_layers"]]
-        n, m, width = len(X), self.options["n_transforms"], self.options["width"]
-        hidden = X @ folded
-        hidden += np.tile(first_bias, m)
-        # Two buffers in turn, a product and a leaky ReLU in place: memory is what bounds layers of width 8.
-        for weight, bias in rest:
-            other = LEAK * hidden
-            np.maximum(hidden, other, out=hidden)
-            shape = (-1, width) if are_alike() else (n, m, width)  # one product, or one for each row
-            np.matmul(hidden.reshape(shape), weight.T, out=other.reshape(shape))
-            hidden = other
-            hidden += np.tile(bias, m)
-        features: NDArray[np.float32] = np.maximum(hidden, LEAK * hidden, out=hidden)
-        return features.reshape(n, m, width)
+    def _as_network(self) -> Network:
+        import torch
+
+        if self._network is None:
+            folded = self._first_layer()
+            (_, first_bias), *rest = self._layers[: self.options["n_layers"]]
+            m, width = self.options["n_transforms"], self.options["width"]
+            at_once = max(1, _TILE // width)
+            at_once = at_once if m % at_once == 0 else 1
+            diagonal = np.eye(at_once, dtype=np.float32)
+            self._network = Network(
+                torch.from_numpy(folded),
+                torch.from_numpy(np.tile(first_bias, m)),
+                tuple(
+                    (torch.from_numpy(np.kron(diagonal, weight.T)), torch.from_numpy(np.tile(bias, at_once)))
+                    for weight, bias in rest
+                ),
+            )
+        return self._network
+
+    def _embed_block(self, X: NDArray[np.float32], network: Network) -> NDArray[np.float32]:
+        import torch
+        from torch.nn import functional
+
+        hidden = torch.addmm(network.first_bias, torch.from_numpy(np.ascontiguousarray(X)), network.folded)
+        for weight, bias in network.rest:
+            functional.leaky_relu_(hidden, float(LEAK))
+            hidden = torch.addmm(bias, hidden.view(-1, len(bias)), weight)
+        features: NDArray[np.float32] = functional.leaky_relu_(hidden, float(LEAK)).numpy()
+        return features.reshape(len(X), self.options["n_transforms"], self.options["width"])
 
     def _pull_back_block(
         self,
@@ -236,6 +276,25 @@ class Goad:
             pulled *= slope
         pull: NDArray[np.float64] = (pulled.reshape(len(X), -1) @ backward)[:, : X.shape[1]]
         return pull
+
+
+@cache
+def are_alike() -> bool:
+    """Return whether a row of a float32 product gets the same bits wherever it stands in a block, on this machine."""
+    import torch
+
+    from models.nets.mlp import one_thread
+
+    generator = torch.Generator().manual_seed(0)
+    with one_thread():
+        for n_in, n_out in ((121, 512), (16, 256), (32, 64), (16, 16), (8, 8)):
+            rows = torch.randn(_BLOCK_ROWS, n_in, generator=generator)
+            weights, bias = torch.randn(n_in, n_out, generator=generator), torch.randn(n_out, generator=generator)
+            order = torch.randperm(_BLOCK_ROWS, generator=generator)
+            product = torch.addmm(bias, rows, weights)
+            if not torch.equal(product[order], torch.addmm(bias, rows[order], weights)):
+                return False
+    return True
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from benchmarks.speed.__main__ import COMMANDS
 from benchmarks.speed.pairs import Claim, Run, interleaved, ratio
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("consume",)
+QUICK = ("consume", "score", "train", "swap", "start")
 """Commands that can make a run of seconds, without a broker."""
 
 

@@ -43,7 +43,7 @@ class Network(NamedTuple):
     first_bias: torch.Tensor
     """``(M width,)``."""
     rest: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    """Weight ``(g width, g width)``, g times the layer's on the diagonal, and bias ``(g width,)`` of the other layers."""
+    """Of the other layers: weight ``(g width, g width)``, g of the layer's on its diagonal, and bias ``(g width,)``."""
 
 
 class Goad:

@@ -554,6 +554,21 @@ def test_goad_refuses_a_state_whose_shapes_disagree_and_rows_of_another_width(X:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"head": "centres"}, {"n_picked": 8}])
+def test_steps_that_are_played_back_are_those_that_were_asked_for(options: dict[str, Any], X: np.ndarray) -> None:
+    losses: list[list[float]] = []
+    for eager_steps in (3, 10_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlp, "_EAGER_STEPS", eager_steps)
+            goad = Goad(**{**OPTIONS["goad"], **options}).fit(X, np.random.default_rng(0), device="cuda")
+            losses.append([])
+            for n_steps in (60, 50):
+                goad.update(X, n_steps, lambda step, loss: losses[-1].append(loss))
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.gpu
 def test_goad_trained_on_a_gpu_embeds_as_if_trained_on_the_cpu(X: np.ndarray) -> None:
     embeddings = []
     for device in ("cpu", "cuda"):

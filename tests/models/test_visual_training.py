@@ -385,12 +385,12 @@ def test_a_network_embeds_on_a_gpu_as_on_the_processor(X: np.ndarray) -> None:
 @needs_cuda
 @pytest.mark.gpu
 def test_the_same_seed_gives_the_same_weights_on_a_gpu_but_for_rounding(X: np.ndarray) -> None:
-    torch.cuda.manual_seed(99)
-    one = trained(X, device="cuda", precision="float32")
-    torch.cuda.manual_seed(98)
-    two = trained(X, device="cuda", precision="float32")
-    for name, array in weights_of(one).items():
-        np.testing.assert_allclose(array, weights_of(two)[name], rtol=1e-2, atol=1e-3)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):  # else sums are in any order, and it grows
+        torch.cuda.manual_seed(99)
+        one = trained(X, device="cuda", precision="float32")
+        torch.cuda.manual_seed(98)
+        two = trained(X, device="cuda", precision="float32")
+    assert_equal_weights(one, two)
 
 
 @needs_cuda
@@ -407,7 +407,7 @@ def test_a_gpu_trains_in_bfloat16_by_itself_and_the_weights_stay_float32(X: np.n
 @pytest.mark.gpu
 def test_a_compiled_encoder_trains_as_one_that_is_not(X: np.ndarray) -> None:
     one, two = (
-        trained(X, steps=5, device="cuda", precision="float32", learning_rate=0.01, is_compiled=each)
+        trained(X, steps=2, device="cuda", precision="float32", learning_rate=0.01, is_compiled=each)
         for each in (False, True)
     )
     assert (one.embed(X) * two.embed(X)).sum(axis=1).min() > 0.99

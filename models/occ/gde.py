@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import MinCovDet, ledoit_wolf_shrinkage
 
 from models.blocks import BLOCK_ROWS, by_blocks
 from models.occ.flattening import choose_rows
@@ -277,11 +276,15 @@ def _ledoit_wolf(rows: NDArray[np.float64]) -> float:
     """Return Ledoit and Wolf's (2004) shrinkage of ``(n, d)`` rows; 1.0 for a single row, of which nothing is known."""
     if len(rows) < 2 or not np.ptp(rows, axis=0).any():
         return 1.0
+    from sklearn.covariance import ledoit_wolf_shrinkage  # seconds to import, and whoever scores does not need it
+
     return float(ledoit_wolf_shrinkage(rows))
 
 
 def _robust(stack: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean ``(m, d)`` and covariance ``(m, d, d)`` of the most compact half of ``(m, n, d)``."""
+    from sklearn.covariance import MinCovDet
+
     with warnings.catch_warnings():
         # Columns that hardly vary make the determinant 0; shrinkage comes after.
         warnings.filterwarnings("ignore", category=UserWarning)

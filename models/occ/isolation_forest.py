@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import IsolationForest as SklearnForest
 
 from models.blocks import by_blocks
 from models.occ.flattening import ANY_WEIGHT, choose_rows, flatten, whole_number
@@ -62,6 +61,8 @@ class IsolationForest:
         X = _single(flatten(Z))
         X = X if len(rows) == len(X) else X[rows]
         n = min(self.max_samples, len(X))
+        from sklearn.ensemble import IsolationForest as SklearnForest
+
         forest = SklearnForest(n_estimators=self.n_estimators, max_samples=n, random_state=self.seed)
         is_weighted = bool((counts != counts[0]).any())
         forest.fit(X, sample_weight=counts if is_weighted else None)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.svm import OneClassSVM
 
 from models.blocks import by_blocks
 from models.occ.flattening import ANY_WEIGHT, choose_rows, flatten, whole_number
@@ -66,6 +65,8 @@ class OCSVM:
             gamma = 1.0 / (rows.shape[1] * variance) if variance > 0.0 else 1.0
         # The kernel does not mind an offset, but its distances lose digits to one.
         centre = share @ rows
+        from sklearn.svm import OneClassSVM
+
         svm = OneClassSVM(kernel="rbf", nu=self.nu, gamma=gamma).fit(rows - centre, sample_weight=counts)
         self.centre_ = centre
         self.support_ = np.array(svm.support_vectors_, dtype=np.float64, order="C")

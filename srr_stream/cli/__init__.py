@@ -36,7 +36,6 @@ from srr_stream.cli.models import models
 from srr_stream.cli.plot import plot
 from srr_stream.cli.replay import replay
 from srr_stream.logs import set_up_logging
-from srr_stream.metrics import package_version
 
 EXIT_REJECTED = 4
 
@@ -49,7 +48,7 @@ Exit codes: 0 all went well; 1 a defect; 2 the command line or the settings are 
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_version(), prog_name="srr-stream")
+@click.version_option(package_name="srr-stream", prog_name="srr-stream")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

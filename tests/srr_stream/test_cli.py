@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,27 @@ def test_all_problems_of_a_settings_file_are_told_at_once_with_exit_2(tmp_path: 
     assert "input.start: is 'begining'; allowed: 'earliest' or 'latest'" in result.stderr
     assert "training.every: is 15; allowed: a duration" in result.stderr
     assert len(result.stderr.splitlines()) == 4
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["models", "list", "--help"], ["--version"]])
+def test_help_waits_for_no_library_of_numbers(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom srr_stream.cli import main\ntry:\n    main()\nfinally:\n"
+        "    heavy = {'numpy', 'polars', 'pydantic', 'prometheus_client', 'kafka', 'torch'} & set(sys.modules)\n"
+        "    assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_scores_waits_for_no_library_that_trains() -> None:
+    code = (
+        "import sys\nimport consumers.sources.kafka, consumers.sinks.kafka, models.persistence, srr_stream.service\n"
+        "heavy = {'torch', 'sklearn', 'pandas', 'matplotlib', 'river'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_exit_codes_are_in_the_help() -> None:

@@ -139,12 +139,13 @@ def provenance(summary: Summary) -> list[str]:
     """Return what the figures of a run depend on, as lines of Markdown."""
     facts = summary.machine
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    units_s = sum(record.get("wall_s", 0.0) for record in summary.records)
     lines = [
         f"- Command: `{summary.command}`",
         f"- Machine: {facts['cpu']}, {facts['n_cores']} cores, of which {facts['n_threads']} used; {facts['system']}; "
         f"Python {facts['python']}; {versions}",
-        f"- Finished {summary.finished}, commit {summary.commit}; this call took {summary.wall_s:.0f} s, "
-        f"and the units in these tables {sum(r.get('wall_s', 0.0) for r in summary.records):.0f} s when they ran",
+        f"- Finished {summary.finished}, commit {summary.commit}; this call took {summary.wall_s:.0f} s"
+        + (f", and the units in these tables {units_s:.0f} s when they ran" if summary.records else ""),
     ]
     other = sorted({r["commit"] for r in summary.records if r.get("commit", summary.commit) != summary.commit})
     if other:

@@ -140,7 +140,7 @@ class Run:
 
     def __init__(self, name: str, arguments: Sequence[str], *, out: Path = OUT, n_threads: int | None = None) -> None:
         self.name = f"speed-{name}"
-        self._command = " ".join(["python -m benchmarks.speed", name, *arguments])
+        self._command = " ".join(["python -m benchmarks.speed", name, *_without_out(arguments)])
         self._out = out
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
         facts = machine(n_threads or 0)
@@ -187,6 +187,15 @@ class Run:
         report.write(summary, self._out)
         print(f"written: {self._out / self.name}.json, .md" + (", .png" if drawn else ""))
         return 0
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """Return arguments without the folder that is written to: it is the caller's, and changes no figure."""
+    kept = list(arguments)
+    if "--out" in kept:
+        at = kept.index("--out")
+        del kept[at : at + 2]
+    return kept
 
 
 def _versions() -> dict[str, str]:

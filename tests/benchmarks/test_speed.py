@@ -50,7 +50,7 @@ def test_a_rate_is_taken_over_as_many_calls_as_take_the_time() -> None:
 
 
 def test_a_run_leaves_json_a_page_and_a_picture_and_the_summary_gathers_them(tmp_path: Path) -> None:
-    run = Run("consume", ["--quick"], out=tmp_path)
+    run = Run("consume", ["--out", str(tmp_path), "--quick"], out=tmp_path)
     claim = Claim("decoding", 2.5, "×", "the slow way", 1.0, spread=(2.0, 3.0))
     table = Table("Rates", ["", "records/s"], [["a", "1"]])
     assert run.finish("Consuming", [claim], [table], bars={"rates": {"a": 1.0, "b": 2.0}}) == 0

@@ -223,20 +223,22 @@ def limit_threads(n_threads: int) -> None:
 
 def machine(n_threads: int) -> dict[str, Any]:
     """Return what the figures depend on beside the code: processor, cores, threads used, versions."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = "not installed"
     return {
         "cpu": _cpu(),
         "n_cores": os.cpu_count(),
         "n_threads": n_threads,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {library: version_of(library) or "not installed" for library in LIBRARIES},
     }
+
+
+def version_of(library: str) -> str | None:
+    """Return the version of a library; None if it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 @lru_cache

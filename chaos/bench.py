@@ -20,6 +20,7 @@ import orjson
 
 from chaos.node import KafkaNode
 from chaos.processes import Death, Process, start_scorer, start_service, start_trainer
+from consumers.records import RecordSchema
 from models.detector import Model
 from models.persistence import model_to_parts
 from models.presets import PRESETS
@@ -81,6 +82,24 @@ def make_models(n: int) -> list[Model]:
     """Return models of different windows of the same stream, of the kind that a service begins with."""
     config = PRESETS["goad"].closed_form()
     return [train(make_columns(600, 1000 + i), config, seed=i).model for i in range(n)]
+
+
+def publish(registry: Registry, model: Model, schema: RecordSchema) -> int:
+    """Put a model of records of a schema into a registry; return its version."""
+    description, weights = model_to_parts(model)
+    manifest = Manifest(
+        version=0,
+        created_at="",
+        reason="chaos",
+        schema=schema.to_dict(),
+        schema_digest=schema.digest,
+        window={"ranges": [], "n_records": 600, "n_bad": 0},
+        training={},
+        gate={},
+        model=description,
+        canary=make_canary(model),
+    )
+    return registry.publish(manifest, weights).version
 
 
 class Feeder:
@@ -192,21 +211,7 @@ class Bench:
 
     def publish(self, model: Model, *, promote: bool = True) -> int:
         """Put a model into the registry and, as a rule, in use; return its version."""
-        schema = assembly.record_schema(self.settings.record)
-        description, weights = model_to_parts(model)
-        manifest = Manifest(
-            version=0,
-            created_at="",
-            reason="chaos",
-            schema=schema.to_dict(),
-            schema_digest=schema.digest,
-            window={"ranges": [], "n_records": 600, "n_bad": 0},
-            training={},
-            gate={},
-            model=description,
-            canary=make_canary(model),
-        )
-        version = self.registry.publish(manifest, weights).version
+        version = publish(self.registry, model, assembly.record_schema(self.settings.record))
         if promote:
             self.registry.promote(version)
         return version

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from consumers.delivery import Delivery
 from consumers.records import BadRecord, Position, Verdicts
 from srr_stream import assembly
@@ -283,3 +286,10 @@ class _Traced:
     def commit(self, positions: Mapping[Position, int], while_waiting: Callable[[], None]) -> None:
         self._inner.commit(positions, while_waiting)
         self._file.write(f"{self._batch[0]} {self._batch[1]} {time.perf_counter():.6f}\n")
+
+
+def read_trace(trace: Path) -> NDArray[np.float64]:
+    """Return the batches of a trace, ``(n, 3)``: records, version, seconds; without a line that is being written."""
+    text = trace.read_text() if trace.exists() else ""
+    rows = [list(map(float, line.split())) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return np.array(rows).reshape(-1, 3)

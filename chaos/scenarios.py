@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chaos.bench import (
     N_PARTITIONS,
@@ -27,7 +26,7 @@ from chaos.bench import (
     wait_until,
 )
 from chaos.node import KafkaNode
-from chaos.processes import Death
+from chaos.processes import Death, read_trace
 from chaos.proxy import FaultProxy
 from chaos.soak import soak
 from chaos.training import endurance, registry_faults, slow_trainer, trainer_killed
@@ -325,20 +324,20 @@ def swaps(
     produce(bench.node.bootstrap_servers, bench.topic, make_values(n_records, result.seed), n_partitions=N_PARTITIONS)
     trace = bench.folder / f"{bench.topic}.trace"
     scorer = bench.start(settings, trace=trace)
-    wait_until(lambda: len(_rows(trace)) > 100, what="the first batches")
+    wait_until(lambda: len(read_trace(trace)) > 100, what="the first batches")
     n_swaps = 0
     while n_swaps < n:
         for _ in range(25):
             bench.registry.promote(rng.choice(versions))
             time.sleep(0.015)
-        n_swaps = int(np.sum(np.diff(_rows(trace)[:, 1]) != 0))
+        n_swaps = int(np.sum(np.diff(read_trace(trace)[:, 1]) != 0))
         if not scorer.is_alive:
             raise Failed(f"the scorer died: {scorer.log_path}")
-    calm_from = len(_rows(trace))
+    calm_from = len(read_trace(trace))
     with bench.looking() as look:
         look.wait_for_no_lag(timeout_s=600)
     scorer.terminate()
-    rows = _rows(trace)
+    rows = read_trace(trace)
     is_full = rows[1:, 0] == 100
     took_ms = np.diff(rows[:, 2]) * 1000
     is_swap = np.diff(rows[:, 1]) != 0
@@ -381,9 +380,9 @@ def throughput(bench: Bench, rng: random.Random, result: Result, *, n: int = 200
                 delivery={"mode": mode}, input={"group_id": f"{bench.group}-{mode}-{pair}", "max_batch": None}
             )
             scorer = bench.start(settings, trace=trace)
-            wait_until(lambda: _rows(trace)[:, 0].sum() >= n, what="an end", timeout_s=180)  # noqa: B023
+            wait_until(lambda: read_trace(trace)[:, 0].sum() >= n, what="an end", timeout_s=180)  # noqa: B023
             scorer.terminate()
-            rows = _rows(trace)
+            rows = read_trace(trace)
             steady = rows[len(rows) // 5 :]  # without the first, small batches
             rates[mode].append(float(steady[1:, 0].sum() / (steady[-1, 2] - steady[0, 2])))
     ratios = [b / a for a, b in zip(rates["at_least_once"], rates["exactly_once"], strict=True)]
@@ -391,13 +390,6 @@ def throughput(bench: Bench, rng: random.Random, result: Result, *, n: int = 200
     result.figures["median_ratio"] = round(float(np.median(ratios)), 2)
     if np.median(ratios) < 0.8:
         raise Failed(f"exactly_once reaches {np.median(ratios):.2f} of at_least_once; asked for: 0.80")
-
-
-def _rows(trace: Path) -> NDArray[np.float64]:
-    """Return the batches of a trace, ``(n, 3)``: records, version, seconds; without a line that is being written."""
-    text = trace.read_text() if trace.exists() else ""
-    rows = [list(map(float, line.split())) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return np.array(rows).reshape(-1, 3)
 
 
 SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {

@@ -30,8 +30,8 @@ _MAYBE_NO_TEXT = tuple("0123456789-{[")
 _EXACT = 2.0**53
 """Up to here a whole number is the same in float64."""
 
-Tree = dict[str, Union["Tree", None]]
-"""Keys of a record, and below them those of objects in it."""
+Tree = dict[str, Union["Tree", FieldKind]]
+"""Keys of a record, and below them what each holds: a field of a kind, or an object with keys of its own."""
 
 
 class ColumnReader:
@@ -101,7 +101,7 @@ class ColumnReader:
         if n_colons != n * self._n_colons and not self._has_texts:
             return None
         for times_are_text in self._guesses():
-            frame = _parsed(lines, self._tree, {f.path: _type(f.kind, times_are_text) for f in self._fields})
+            frame = _parsed(lines, _schema(self._tree, times_are_text))
             if frame is None or len(frame) != n:
                 continue
             columns = self._taken(frame, n_colons)
@@ -122,7 +122,7 @@ class ColumnReader:
             series = _series(frame, field.path)
             if series.null_count():
                 return None
-            if series.dtype == _text_type():
+            if _is_text(series):
                 n_colons -= int(series.str.count_matches(":", literal=True).sum())
             column = _TAKE[field.kind](series)
             if column is None:
@@ -132,58 +132,61 @@ class ColumnReader:
 
 
 def _tree(fields: Sequence[Field]) -> Tree | None:
-    """Return the keys of a record that holds the fields and nothing else; None if one is below another."""
+    """Return what a record holds that has the fields and nothing else; None if one is below another."""
     tree: Tree = {}
     for field in fields:
         *above, last = field.path
         node = tree
         for key in above:
             below = node.setdefault(key, {})
-            if below is None:
+            if isinstance(below, FieldKind):
                 return None
             node = below
         if last in node:
             return None
-        node[last] = None
+        node[last] = field.kind
     return tree
 
 
 def _count_colons(tree: Tree) -> int:
-    return sum(1 + key.count(":") + (0 if below is None else _count_colons(below)) for key, below in tree.items())
+    return sum(
+        1 + key.count(":") + (0 if isinstance(below, FieldKind) else _count_colons(below))
+        for key, below in tree.items()
+    )
 
 
 def _count(text: bytes, byte: int) -> int:
     return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == byte))
 
 
-def _type(kind: FieldKind, times_are_text: bool) -> Any:
+def _schema(tree: Tree, times_are_text: bool) -> dict[str, Any]:
+    """Return the types by which polars is to read."""
     import polars as pl
 
-    if kind is FieldKind.BOOLEAN:
-        return pl.Boolean
-    is_text = kind is FieldKind.CATEGORICAL or (kind is FieldKind.TIMESTAMP and times_are_text)
-    return pl.String if is_text else pl.Float64
+    def type_of(below: Tree | FieldKind) -> Any:
+        if not isinstance(below, FieldKind):
+            return pl.Struct({key: type_of(each) for key, each in below.items()})
+        if below is FieldKind.BOOLEAN:
+            return pl.Boolean
+        is_text = below is FieldKind.CATEGORICAL or (below is FieldKind.TIMESTAMP and times_are_text)
+        return pl.String if is_text else pl.Float64
+
+    return {key: type_of(below) for key, below in tree.items()}
 
 
-def _text_type() -> Any:
+def _parsed(lines: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
     import polars as pl
-
-    return pl.String
-
-
-def _parsed(lines: bytes, tree: Tree, types: dict[tuple[str, ...], Any]) -> pl.DataFrame | None:
-    import polars as pl
-
-    def schema(tree: Tree, path: tuple[str, ...]) -> dict[str, Any]:
-        return {
-            key: types[*path, key] if below is None else pl.Struct(schema(below, (*path, key)))
-            for key, below in tree.items()
-        }
 
     try:
-        return pl.read_ndjson(lines, schema=schema(tree, ()))
+        return pl.read_ndjson(lines, schema=schema)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
+
+
+def _is_text(series: pl.Series) -> bool:
+    import polars as pl
+
+    return series.dtype == pl.String
 
 
 def _series(frame: pl.DataFrame, path: Sequence[str]) -> pl.Series:
@@ -211,7 +214,7 @@ def _texts(series: pl.Series) -> NDArray[np.object_] | None:
 
 def _times(series: pl.Series) -> NDArray[np.float64] | None:
     """Return seconds since the epoch; None if one is no time, or may have been a number where texts are read."""
-    if series.dtype == _text_type():
+    if _is_text(series):
         texts = series.to_list()
         if any(len(text) < 10 or text[4] != "-" or text[7] != "-" for text in texts):
             return None

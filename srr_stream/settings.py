@@ -147,7 +147,7 @@ class InputSettings(_Section):
     )
     max_delay: Duration = Setting(
         timedelta(milliseconds=250),
-        description="a batch holds no more than is read on and judged in so long; one alone waits for nobody",
+        description="a batch holds no more records than are judged in so long; one alone waits for no other",
     )
     lost_offset: Literal["error", "earliest", "latest"] = Setting(
         "earliest", description="where to go on when the log no longer holds the offset to read next; it is counted"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,26 @@ from typing import Any
 import numpy as np
 import orjson
 
-from benchmarks.runner import OUT, whole
+from benchmarks.runner import whole
 from benchmarks.speed import stream
-from benchmarks.speed.end_to_end import BARE, CONFLUENT, bare, bare_confluent
-from benchmarks.speed.pairs import Run, interleaved, quartiles, rate, rates_table, ratio
+from benchmarks.speed.end_to_end import BARE, bare
+from benchmarks.speed.pairs import Run, interleaved, medians, parser, rate, rates_table, ratio
+from chaos.node import KafkaNode
 from consumers.decoding import JsonDecoder
 from consumers.polled import Polled
 from consumers.polled import Run as Stretch
-from consumers.records import Field, RecordSchema, StoredRecord
+from consumers.records import StoredRecord
+from srr_stream import assembly
 
 OURS, ONE_BY_ONE = "JsonDecoder", "JsonDecoder, record by record (orjson)"
-SCHEMA = RecordSchema(tuple(map(Field, stream.FIELDS)))
+WITH_OURS = "kafka-python, our source and decoder"
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed consume", description=__doc__)
+    cli = parser("consume", __doc__, n_rounds=7, has_quick=True)
     cli.add_argument("--records", type=whole, default=600_000, help="In the topic (default 600000).")
-    cli.add_argument("--rounds", type=whole, default=7, help="How often each has its turn (default 7).")
     cli.add_argument("--batch", type=whole, default=2048, help="Records that are decoded together (default 2048).")
     cli.add_argument("--no-broker", action="store_true", help="Only what needs none.")
-    cli.add_argument("--quick", action="store_true", help="A run of seconds, without a broker.")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     if options.quick:
         options.rounds, options.no_broker = 1, True
@@ -46,29 +45,21 @@ def main(arguments: Sequence[str]) -> int:
         for name, target in ((ONE_BY_ONE, 1.0), ("json (standard library)", 1.0))
     ]
     tables = [rates_table(f"JSON decoders, batches of {options.batch}", decoding, "records/s")]
-    bars = {"decoding, records/s": {name: quartiles(values)[1] for name, values in decoding.items()}}
+    bars = {"decoding, records/s": medians(decoding)}
     if not options.no_broker:
         home = stream.kafka_home(cli)
-        with stream.kafka(home) as (node, _):
+        with stream.kafka(home) as (node, folder):
             topic = stream.filled(node, "speed", stream.values(50_000, 1), options.records)
-            contestants: dict[str, Callable[[], float]] = {
-                BARE: lambda: bare(node, topic, options.records),
-                "kafka-python, our source and decoder": lambda: decoded(node, topic, options.records, "kafka-python"),
-            }
-            if find_spec("confluent_kafka") is not None:
-                contestants[CONFLUENT] = lambda: bare_confluent(node, topic, options.records)
-                contestants["confluent, our source and decoder"] = lambda: decoded(
-                    node, topic, options.records, "confluent"
-                )
-            reading = interleaved(contestants, n_rounds=options.rounds)
-        claims.append(
-            ratio("read and decoded", reading["kafka-python, our source and decoder"], reading[BARE], BARE, 0.6)
-        )
-        if CONFLUENT in reading:
-            ours = reading["confluent, our source and decoder"]
-            claims.append(ratio("read and decoded, confluent", ours, reading[CONFLUENT], CONFLUENT, 0.3))
+            reading = interleaved(
+                {
+                    BARE: lambda: bare(node, topic, options.records),
+                    WITH_OURS: lambda: decoded(node, folder, topic, options.records),
+                },
+                n_rounds=options.rounds,
+            )
+        claims.append(ratio("read and decoded", reading[WITH_OURS], reading[BARE], BARE, 0.6))
         tables.append(rates_table("From a broker", reading, "records/s"))
-        bars["from a broker, records/s"] = {name: quartiles(values)[1] for name, values in reading.items()}
+        bars["from a broker, records/s"] = medians(reading)
     return run.finish(
         "Consuming", claims, tables, bars=bars, notes=[f"{os.cpu_count()} cores; decoders use what they take"]
     )
@@ -80,7 +71,7 @@ def in_memory(n: int) -> dict[str, Callable[[], float]]:
 
     contents = stream.values(n, 3)
     raw = Polled((StoredRecord("t", 0, i, 0, None, value) for i, value in enumerate(contents)), [Stretch("t", 0, n, n)])
-    ours, slow = JsonDecoder(SCHEMA), JsonDecoder(SCHEMA)
+    ours, slow = JsonDecoder(stream.SCHEMA), JsonDecoder(stream.SCHEMA)
     slow._reader = None
     names = stream.FIELDS
     types: dict[str, Any] = dict.fromkeys(names, pl.Float64)
@@ -102,21 +93,17 @@ def in_memory(n: int) -> dict[str, Callable[[], float]]:
     if find_spec("msgspec") is not None:
         import msgspec
 
-        decoder = msgspec.json.Decoder(list[msgspec.defstruct("Record", [(name, float) for name in names])])  # type: ignore[misc]
-        ways["msgspec, typed structs"] = lambda: [
-            msgspec.structs.astuple(row) for row in decoder.decode(b"[" + b",".join(contents) + b"]")
-        ]
-    return {name: (lambda work=work: rate(work, n)) for name, work in ways.items()}
+        record = msgspec.defstruct("Record", [(name, float) for name in names])
+        decoder = msgspec.json.Decoder(type=list[record])  # type: ignore[valid-type]  # made at run time
+        ways["msgspec, typed structs, matrix"] = lambda: np.array(
+            list(map(msgspec.structs.astuple, decoder.decode(b"[" + b",".join(contents) + b"]")))
+        )
+    return {name: partial(rate, work, n) for name, work in ways.items()}
 
 
-def decoded(node: Any, topic: str, n: int, client: str) -> float:
+def decoded(node: KafkaNode, folder: Path, topic: str, n: int) -> float:
     """Return how many records a second our source and decoder read."""
-    from chaos.bench import Bench
-    from srr_stream import assembly
-
-    kafka = {"client": client} if client != "kafka-python" else {}
-    with closing(stream.bench(node, node._config.parent, topic, kafka=kafka)) as surroundings:
-        assert isinstance(surroundings, Bench)
+    with closing(stream.bench(node, folder, topic)) as surroundings:
         decoder = assembly.make_decoder(surroundings.settings)
         with closing(assembly.make_source(surroundings.settings)) as source:
 

@@ -7,22 +7,20 @@ others only read and score; they publish and commit nothing.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import orjson
 
-from benchmarks.runner import OUT, whole
+from benchmarks.runner import whole
 from benchmarks.speed import stream
-from benchmarks.speed.pairs import Run, interleaved, quartiles, rates_table, ratio
+from benchmarks.speed.pairs import Run, interleaved, medians, parser, rates_table, ratio
 from chaos.node import KafkaNode
 
-BARE, CONFLUENT = "kafka-python, bare", "confluent-kafka, bare"
+BARE = "kafka-python, bare"
 RIVER, FOREST = "River HalfSpaceTrees", "scikit-learn IsolationForest, batches"
 _RIVER_RECORDS = 30_000
 _BATCH = 5000
@@ -30,10 +28,8 @@ _ANOMALIES = 0.002
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed end-to-end", description=__doc__)
+    cli = parser("end-to-end", __doc__, n_rounds=5)
     cli.add_argument("--records", type=whole, default=600_000, help="In the topic (default 600000).")
-    cli.add_argument("--rounds", type=whole, default=5, help="How often each has its turn (default 5).")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     home = stream.kafka_home(cli)
     run = Run("end-to-end", arguments, out=options.out)
@@ -43,23 +39,16 @@ def main(arguments: Sequence[str]) -> int:
         topic = stream.filled(node, "speed", records, options.records)
         n = options.records
 
-        def ours(name: str, client: str) -> Callable[[], float]:
-            def turn() -> float:
-                kafka = {"client": client} if client != "kafka-python" else {}
-                with closing(stream.bench(node, folder, topic, kafka=kafka)) as surroundings:
-                    return stream.drained(surroundings, models[name], n)
-
-            return turn
+        def ours(name: str) -> float:
+            with closing(stream.bench(node, folder, topic)) as surroundings:
+                return stream.drained(surroundings, models[name], n)
 
         contestants = {
             BARE: lambda: bare(node, topic, n),
             RIVER: lambda: river(node, topic, min(n, _RIVER_RECORDS)),
             FOREST: forest(node, topic, n),
-            **{f"srr-stream, {name}": ours(name, "kafka-python") for name in models},
+            **{f"srr-stream, {name}": partial(ours, name) for name in models},
         }
-        if find_spec("confluent_kafka") is not None:
-            contestants[CONFLUENT] = lambda: bare_confluent(node, topic, n)
-            contestants |= {f"srr-stream, {name}, confluent": ours(name, "confluent") for name in models}
         figures = interleaved(contestants, n_rounds=options.rounds, n_warm_up=1)
 
     goad, closed = (f"srr-stream, {name}" for name in models)
@@ -69,13 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         ratio("end to end, GOAD M = 32", figures[goad], figures[RIVER], "River HalfSpaceTrees, same consumer", 10.0),
         ratio("end to end, closed form", figures[closed], figures[FOREST], "scikit-learn IsolationForest", 2.0),
     ]
-    if CONFLUENT in figures:
-        claims += [
-            ratio(f"{what}, confluent", figures[f"{name}, confluent"], figures[CONFLUENT], "bare confluent-kafka", 0.3)
-            for what, name in (("end to end, GOAD M = 32", goad), ("end to end, closed form", closed))
-        ]
     size = float(np.mean([len(value) for value in records]))
-    bars = {name: quartiles(values)[1] for name, values in figures.items()}
+    bars = medians(figures)
     return run.finish(
         "End to end",
         claims,
@@ -103,18 +87,6 @@ def bare(node: KafkaNode, topic: str, n: int) -> float:
     """Return how many records a second kafka-python reads, and nothing is done with them."""
     with closing(consumer(node, topic)) as reader:
         return stream.timed(lambda: sum(map(len, reader.poll(timeout_ms=200).values())), n)
-
-
-def bare_confluent(node: KafkaNode, topic: str, n: int) -> float:
-    """Return the same of confluent-kafka."""
-    from confluent_kafka import Consumer, TopicPartition
-
-    reader = Consumer({"bootstrap.servers": node.bootstrap_servers, "group.id": "bare", "enable.auto.commit": False})
-    reader.assign([TopicPartition(topic, partition, 0) for partition in range(stream.N_PARTITIONS)])
-    try:
-        return stream.timed(lambda: len(reader.consume(_BATCH, 0.2)), n)
-    finally:
-        reader.close()
 
 
 def river(node: KafkaNode, topic: str, n: int) -> float:

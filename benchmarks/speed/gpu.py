@@ -5,18 +5,16 @@ The rows are made up: only their shapes count. Both devices train the same repre
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import Table
-from benchmarks.runner import OUT, whole
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, rate, ratio, shown
+from benchmarks.speed.pairs import Claim, Run, interleaved, parser, quartiles, rate, ratio, shown
 
 N_FIELDS = 121
 """As many columns as KDD has."""
@@ -31,9 +29,7 @@ _TRAININGS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed gpu", description=__doc__)
-    cli.add_argument("--rounds", type=whole, default=3, help="How often each has its turn (default 3).")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
+    cli = parser("gpu", __doc__, n_rounds=3)
     options = cli.parse_args(arguments)
     import torch
 
@@ -51,9 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         bars[what] = claims[-1].value
 
     for preset, n_rows, n_steps in _TRAININGS:
-        compare(f"train {preset}", "minibatches/s", lambda d, p=preset, n=n_rows, s=n_steps: training(p, n, s, d))  # type: ignore[misc]
+        compare(f"train {preset}", "minibatches/s", partial(training, preset, n_rows, n_steps))
     for width in (16, 64):
-        compare(f"score 32 x 32 pictures, width {width}", "pictures/s", lambda d, w=width: scoring(w, d))  # type: ignore[misc]
+        compare(f"score 32 x 32 pictures, width {width}", "pictures/s", partial(scoring, width))
     device = torch.cuda.get_device_name(0)
     return run.finish(
         f"On a GPU: {device}",

@@ -7,7 +7,6 @@ alert. Beside a training means that one training follows the other, each with GO
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import threading
 import time
@@ -23,9 +22,9 @@ import psutil
 from numpy.typing import NDArray
 
 from benchmarks.report import Table
-from benchmarks.runner import OUT, whole
+from benchmarks.runner import whole
 from benchmarks.speed import stream
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, ratio, shown
+from benchmarks.speed.pairs import Claim, Run, interleaved, medians, parser, quartiles, ratio, shown
 from chaos.bench import ask, figure, produce, wait_until
 
 if TYPE_CHECKING:
@@ -43,12 +42,10 @@ _context = multiprocessing.get_context("spawn")
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed latency", description=__doc__)
+    cli = parser("latency", __doc__, n_rounds=3)
     cli.add_argument("--rate", type=whole, default=5000, help="Records a second (default 5000).")
     cli.add_argument("--seconds", type=whole, default=30, help="That are measured in a turn (default 30).")
     cli.add_argument("--records", type=whole, default=1_500_000, help="Of the topic for throughput (default 1500000).")
-    cli.add_argument("--rounds", type=whole, default=3, help="How often each has its turn (default 3).")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     home = stream.kafka_home(cli)
     run = Run("latency", arguments, out=options.out)
@@ -99,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     bars = {
         "latency, ms": {f"{q}, {name}": quartiles(v[name])[1] for q, v in (("p50", p50), ("p99", p99)) for name in v},
-        "records/s at full load": {name: quartiles(each)[1] for name, each in rates.items()},
+        "records/s at full load": medians(rates),
     }
     return run.finish("Latency", claims, [table, full], bars=bars)
 

@@ -6,6 +6,8 @@ would not.
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 import sys
 import time
@@ -19,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import ours, report
-from benchmarks.runner import OUT, commit, machine
+from benchmarks.runner import OUT, commit, machine, version_of, whole
 
-LIBRARIES = ("numpy", "scikit-learn", "torch", "kafka-python", "confluent-kafka", "polars", "orjson", "river")
+LIBRARIES = ("numpy", "scikit-learn", "torch", "kafka-python", "polars", "orjson", "msgspec", "river")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,18 @@ def shown(value: float) -> str:
     if value and abs(value) < 1:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def parser(name: str, description: str | None, *, n_rounds: int, has_quick: bool = False) -> argparse.ArgumentParser:
+    """Return the arguments that all commands share."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.speed {name}", description=description)
+    made.add_argument(
+        "--rounds", type=whole, default=n_rounds, help=f"How often each has its turn (default {n_rounds})."
+    )
+    if has_quick:
+        made.add_argument("--quick", action="store_true", help="A run of seconds, without a broker.")
+    made.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
+    return made
 
 
 def interleaved(
@@ -111,6 +125,11 @@ def quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:
     return low, middle, high
 
 
+def medians(figures: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Return the median figure of every contestant."""
+    return {name: float(np.median(values)) for name, values in figures.items()}
+
+
 def ratio(
     what: str,
     ours_: NDArray[np.float64],
@@ -143,10 +162,9 @@ class Run:
         self._command = " ".join(["python -m benchmarks.speed", name, *_without_out(arguments)])
         self._out = out
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
-        facts = machine(n_threads or 0)
-        if n_threads is None:
-            facts["n_threads"] = facts["n_cores"]
-        self._machine: dict[str, Any] = facts | {"versions": facts["versions"] | _versions()}
+        facts = machine(n_threads or os.cpu_count() or 1)
+        beside = {library: found for library in LIBRARIES if (found := version_of(library)) is not None}
+        self._machine: dict[str, Any] = facts | {"versions": facts["versions"] | beside}
 
     def finish(
         self,
@@ -196,15 +214,3 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
         at = kept.index("--out")
         del kept[at : at + 2]
     return kept
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found

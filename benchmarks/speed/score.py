@@ -5,18 +5,16 @@ One thread each, as in the service, where the other cores are the broker's and t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.report import Table
-from benchmarks.runner import OUT, limit_threads, whole
+from benchmarks.runner import limit_threads, whole
 from benchmarks.speed import stream
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, rate, rates_table, ratio, shown
+from benchmarks.speed.pairs import Claim, Run, interleaved, parser, quartiles, rate, rates_table, ratio, shown
 from models.detector import Model
 from models.presets import PRESETS
 
@@ -27,11 +25,8 @@ _SIDE = 2048
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed score", description=__doc__)
+    cli = parser("score", __doc__, n_rounds=9, has_quick=True)
     cli.add_argument("--records", type=whole, default=16_384, help="Scored together (default 16384).")
-    cli.add_argument("--rounds", type=whole, default=9, help="How often each has its turn (default 9).")
-    cli.add_argument("--quick", action="store_true", help="A run of seconds, on models that learned little.")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     limit_threads(1)
     run = Run("score", arguments, out=options.out, n_threads=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.runner import OUT, whole
 from benchmarks.speed import stream
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, rates_table
+from benchmarks.speed.pairs import Claim, Run, interleaved, medians, parser, quartiles, rates_table
 from chaos.bench import figure, produce, wait_until
 
 if TYPE_CHECKING:
@@ -26,11 +24,8 @@ BARE, HELP = "python -c pass", "srr-stream --help"
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed start", description=__doc__)
-    cli.add_argument("--rounds", type=whole, default=15, help="How often each is started (default 15).")
+    cli = parser("start", __doc__, n_rounds=15, has_quick=True)
     cli.add_argument("--no-broker", action="store_true", help="Only what needs none.")
-    cli.add_argument("--quick", action="store_true", help="A run of seconds, without a broker.")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     run = Run("start", arguments, out=options.out)
     commands = {
@@ -65,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             Claim(name, quartiles(values)[1], "s", "asked", 3.0, at_least=False) for name, values in starts.items()
         ]
         tables.append(rates_table("From the start of the process to the first verdicts", starts, "s"))
-    bars = {"seconds": {name: quartiles(values)[1] for name, values in figures.items()}}
+    bars = {"seconds": medians(figures)}
     return run.finish("Starting", claims, tables, bars=bars)
 
 

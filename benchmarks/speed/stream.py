@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from chaos.bench import Bench, ask, create_topics, wait_until
 from chaos.node import KafkaNode
+from chaos.processes import read_trace
+from consumers.records import Field, RecordSchema
 from models.presets import PRESETS
 from models.training import TrainingConfig, train
 from srr_stream.broker import free_port
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from models.detector import Model
 
 FIELDS = tuple(f"x{i:02}" for i in range(16))
+SCHEMA = RecordSchema(tuple(map(Field, FIELDS)))
 N_PARTITIONS = 4
 GOAD_32 = TrainingConfig(
     representation="goad",
@@ -141,17 +144,11 @@ def drained(surroundings: Bench, scored: Model, n_records: int) -> float:
         port = surroundings.settings.http.scorer_port
         wait_until(lambda: "holding" in ask(port, "/readyz"), what="a scorer that holds")
         surroundings.publish(scored)
-        wait_until(lambda: batches(trace)[:, 0].sum() >= n_records, what="an end of the topic", timeout_s=300)
+        wait_until(lambda: read_trace(trace)[:, 0].sum() >= n_records, what="an end of the topic", timeout_s=300)
     finally:
         process.terminate()
-    done = batches(trace)
+    done = read_trace(trace)
     return float(done[1:, 0].sum() / (done[-1, 2] - done[0, 2]))
-
-
-def batches(trace: Path) -> NDArray[np.float64]:
-    """Return records, version and the second of the commit of every batch, ``(n, 3)``."""
-    lines = trace.read_text().splitlines() if trace.exists() else []
-    return np.array([line.split() for line in lines if line.count(" ") == 2], dtype=np.float64).reshape(-1, 3)
 
 
 def timed(read: Callable[[], int], n_records: int) -> float:

@@ -6,7 +6,6 @@ swap, and nothing else that a service does. In half of the turns a version is pr
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import threading
@@ -14,19 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import Table
-from benchmarks.runner import OUT, limit_threads, whole
+from benchmarks.runner import limit_threads, whole
 from benchmarks.speed import stream
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, ratio, shown
-from models.persistence import model_to_parts
+from benchmarks.speed.pairs import Claim, Run, interleaved, parser, quartiles, ratio, shown
+from chaos.bench import publish
 from models.presets import PRESETS
-from srr_stream.live_model import LiveModel, make_canary
-from srr_stream.registry import Manifest, Registry
+from models.training import train
+from srr_stream.live_model import LiveModel
+from srr_stream.registry import Registry
 from srr_stream.service import SWITCH_S
 
 QUIET, SWAPPING = "no swap", "a swap every 100 ms"
@@ -35,11 +34,8 @@ _POLL_S = 0.02
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed swap", description=__doc__)
+    cli = parser("swap", __doc__, n_rounds=7, has_quick=True)
     cli.add_argument("--seconds", type=whole, default=5, help="Of a turn (default 5).")
-    cli.add_argument("--rounds", type=whole, default=7, help="How often each has its turn (default 7).")
-    cli.add_argument("--quick", action="store_true", help="A run of seconds.")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     limit_threads(1)
     run = Run("swap", arguments, out=options.out)
@@ -101,10 +97,11 @@ def watched(n_swaps: list[int]) -> Iterator[tuple[LiveModel, Registry]]:
     with tempfile.TemporaryDirectory(prefix="srr-swap-") as folder:
         registry = Registry(folder)
         for seed in (1, 2):
-            publish(registry, seed)
+            trained = train(stream.columns(2000, seed), PRESETS["goad"].closed_form(), seed=seed, device="cpu")
+            publish(registry, trained.model, stream.SCHEMA)
         live = LiveModel(
             registry,
-            schema_digest="speed",
+            schema_digest=stream.SCHEMA.digest,
             false_alarm_rate=0.005,
             poll_every_s=_POLL_S,
             on_swap=lambda swapped: n_swaps.append(swapped.version),
@@ -116,27 +113,6 @@ def watched(n_swaps: list[int]) -> Iterator[tuple[LiveModel, Registry]]:
             yield live, registry
         finally:
             live.stop()
-
-
-def publish(registry: Registry, seed: int) -> None:
-    """Put a closed-form model into the registry."""
-    from models.training import train
-
-    model = train(stream.columns(2000, seed), PRESETS["goad"].closed_form(), seed=seed, device="cpu").model
-    description, weights = model_to_parts(model)
-    manifest = Manifest(
-        version=0,
-        created_at="",
-        reason="speed",
-        schema={},
-        schema_digest="speed",
-        window={"ranges": [], "n_records": 2000, "n_bad": 0},
-        training={},
-        gate={},
-        model=description,
-        canary=make_canary(model),
-    )
-    registry.publish(manifest, weights)
 
 
 def promote(registry: Registry, stop: threading.Event) -> None:

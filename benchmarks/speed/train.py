@@ -6,12 +6,10 @@ thread, as the service's trainer has by default.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets import DatasetMissing, load_table
 from benchmarks.report import Table, plot_lines
-from benchmarks.runner import OUT, limit_threads, quiet, whole
-from benchmarks.speed.pairs import Claim, Run, interleaved, quartiles, ratio, shown
+from benchmarks.runner import limit_threads, quiet, whole
+from benchmarks.speed.pairs import Claim, Run, interleaved, parser, quartiles, ratio, shown
 from models.presets import PRESETS
 from models.training import Trained, TrainingConfig, train
 
@@ -39,11 +37,8 @@ _DEEPOD_ROWS, _DEEPOD_EPOCHS, _M = 5000, 4, 32
 
 
 def main(arguments: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.speed train", description=__doc__)
-    cli.add_argument("--rounds", type=whole, default=3, help="How often each window is trained on (default 3).")
+    cli = parser("train", __doc__, n_rounds=3, has_quick=True)
     cli.add_argument("--largest", type=whole, default=_SIZES[-1], help=f"Rows at most (default {_SIZES[-1]}).")
-    cli.add_argument("--quick", action="store_true", help="A run of seconds: small windows, few steps.")
-    cli.add_argument("--out", type=Path, default=OUT, help=f"Write JSON, Markdown and PNG here (default {OUT}).")
     options = cli.parse_args(arguments)
     limit_threads(1)
     run = Run("train", arguments, out=options.out, n_threads=1)
@@ -51,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     configs = {name: _short(config) if options.quick else config for name, config in CONFIGS.items()}
     X, origin = rows(max(sizes))
     seconds: dict[str, list[float]] = {name: [] for name in configs}
+    middle = sizes[min(1, len(sizes) - 1)]
     refine_share, tables, claims = np.nan, [], []
     for size in sizes:
         n_rounds = 1 if options.quick or size > 100_000 else options.rounds
@@ -81,18 +77,17 @@ def main(arguments: Sequence[str]) -> int:
                 ],
             )
         )
-        of_goad = last["goad"].report.seconds
-        if size == sizes[min(1, len(sizes) - 1)]:
+        if size == middle:
+            of_goad = last["goad"].report.seconds
             refine_share = of_goad["refine"] / of_goad["train"]
-    middle = sizes[min(1, len(sizes) - 1)]
     for name in configs:
         at = seconds[name][sizes.index(middle)]
         claims.append(Claim(f"train {name}, {middle:,} rows", at, "s", "asked", LIMITS_S[name], at_least=False))
     claims.append(Claim(f"refinement in GOAD, {middle:,} rows", refine_share, "of SSL", "asked", 0.05, at_least=False))
     for name, took in seconds.items():
-        first, last_ = sizes[len(took) - 2], sizes[len(took) - 1]
-        exponent = float(np.log(took[-1] / took[-2]) / np.log(last_ / first))
-        claims.append(Claim(f"{name}: cost ∝ rows^", exponent, "", f"{first:,} to {last_:,} rows", 1.1, at_least=False))
+        first, end = sizes[len(took) - 2], sizes[len(took) - 1]
+        exponent = float(np.log(took[-1] / took[-2]) / np.log(end / first))
+        claims.append(Claim(f"{name}: cost ∝ rows^", exponent, "", f"{first:,} to {end:,} rows", 1.1, at_least=False))
     n_steps = PRESETS["goad"].make_representation().steps_for(1)
     notes = [f"rows: {origin}; GOAD makes {n_steps:,} steps whatever the size"]
     if find_spec("deepod") is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chaos.node import KafkaNode
 from chaos.scenarios import SCENARIOS, run_scenario
+from consumers.clients import ClientName
 
 MODES = ("at_least_once", "exactly_once")
 ONE_MODE = {
@@ -34,6 +35,7 @@ def main() -> int:
         "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; left out: all but soak"
     )
     parser.add_argument("--mode", choices=MODES, action="append", help="may be given twice; both if left out")
+    parser.add_argument("--client", choices=list(ClientName), default="kafka-python", help="that the scorers use")
     parser.add_argument("--seed", type=int, help="random, and printed, if left out")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     parser.add_argument("--keep", type=Path, help="keep the logs of all processes in this folder")
@@ -54,7 +56,7 @@ def main() -> int:
         try:
             for name in arguments.scenarios or [name for name in SCENARIOS if name != "soak"]:
                 for mode in arguments.mode or ([ONE_MODE[name]] if name in ONE_MODE else MODES):
-                    result = run_scenario(name, mode, seed, node, folder)
+                    result = run_scenario(name, mode, seed, node, folder, client=arguments.client)
                     results.append(result)
                     figures = ", ".join(f"{key} {value}" for key, value in result.figures.items())
                     verdict = f"BROKEN: {result.failure}" if result.failure else "kept"

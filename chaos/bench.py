@@ -149,6 +149,7 @@ class Bench:
         mode: str,
         *,
         servers: str | None = None,
+        client: str = "kafka-python",
         n_partitions: int = N_PARTITIONS,
         n_output_partitions: int = 2,
         topic_config: Mapping[str, str] | None = None,
@@ -166,7 +167,7 @@ class Bench:
         create_topics(node.bootstrap_servers, {self.topic: n_partitions}, topic_config)
         create_topics(node.bootstrap_servers, dict.fromkeys(outputs, n_output_partitions), output_config)
         content: dict[str, dict[str, Any]] = {
-            "kafka": {"bootstrap_servers": self._servers, "connect_timeout": "3s"},
+            "kafka": {"bootstrap_servers": self._servers, "client": client, "connect_timeout": "3s"},
             "input": {"topics": [self.topic], "group_id": self.group, "start": "earliest", "session_timeout": "3s"},
             "record": {"fields": FIELDS},
             "output": {

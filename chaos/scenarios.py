@@ -416,14 +416,16 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
 """Name → what is done, and what its bench needs."""
 
 
-def run_scenario(name: str, mode: str, seed: int, node: KafkaNode, folder: Path, **options: Any) -> Result:
+def run_scenario(
+    name: str, mode: str, seed: int, node: KafkaNode, folder: Path, *, client: str = "kafka-python", **options: Any
+) -> Result:
     """Run one and return what came of it; a broken promise is the result's `failure`."""
     scenario, needs = SCENARIOS[name]
     needs = dict(needs)
     servers = f"127.0.0.1:{node.proxied_port}" if needs.pop("is_proxied", False) else None
     result = Result(name, mode, seed)
     started = time.monotonic()
-    bench = Bench(node, folder, mode, servers=servers, **needs)
+    bench = Bench(node, folder, mode, servers=servers, client=client, **needs)
     try:
         scenario(bench, random.Random(seed), result, **options)
     except Failed as failure:

@@ -94,6 +94,12 @@ class ClientCredentials:
                     log.warning("%s; going on with the token that there is", error)
             return self._token.text
 
+    @property
+    def life_s(self) -> float:
+        """For how many more seconds the last token is good; 0 if there is none, or it does not say."""
+        with self._lock:
+            return 0.0 if self._token is None else max(0.0, self._token.expires_at - self._clock())
+
     def __repr__(self) -> str:
         return f"ClientCredentials({self.url!r}, client_id={self.client_id!r}, client_secret='***')"
 
@@ -197,7 +203,8 @@ def claims(token: str) -> dict[str, Any]:
 def token_provider(credentials: ClientCredentials) -> Any:
     """Return what kafka-python takes as ``sasl_oauth_token_provider``.
 
-    Our errors travel through the client as the cause of its own: it knows what to do with those.
+    Our errors travel through the client as the cause of its own: it knows what to do with those. What it has beyond
+    that, ``life_s``, is for librdkafka.
     """
     from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError
     from kafka.net.sasl.oauth import AbstractTokenProvider
@@ -212,6 +219,10 @@ def token_provider(credentials: ClientCredentials) -> Any:
                 raise SaslAuthenticationFailedError(str(error)) from error
             except BrokerUnavailable as error:
                 raise KafkaConnectionError(str(error)) from error
+
+        @property
+        def life_s(self) -> float:
+            return credentials.life_s
 
         def __repr__(self) -> str:
             return repr(credentials)

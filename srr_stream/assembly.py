@@ -11,6 +11,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from consumers.clients import ClientName
 from consumers.decoding import DECODERS, Decoder
 from consumers.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from consumers.records import Field, FieldKind, ImageSpec, RecordSchema
@@ -156,6 +157,7 @@ def make_source(
         stall_timeout_s=source.stall_timeout.total_seconds(),
         on_rebalance=on_rebalance,
         on_skipped=on_skipped,
+        client=ClientName(settings.kafka.client),
     )
 
 
@@ -200,6 +202,7 @@ def make_sink(settings: Settings, *, transactional_id: str | None = None) -> Kaf
         max_message_size=int(output.max_message_size),
         flush_timeout_s=output.flush_timeout.total_seconds(),
         transactional_id=transactional_id,
+        client=ClientName(settings.kafka.client),
     )
 
 

@@ -109,6 +109,11 @@ class KafkaSettings(_Section):
     """How to reach the brokers; the names are Kafka's own."""
 
     bootstrap_servers: str = Setting(description="host:port of some brokers, comma-separated")
+    client: Literal["kafka-python", "confluent"] = Setting(
+        "kafka-python",
+        description="the library by which records are read and verdicts written; confluent is several times as fast, "
+        "and the extra of this name",
+    )
     client_id: str = Setting("srr-stream", description="what the brokers' logs and quotas call this client")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Setting(
         "PLAINTEXT", description="whether there is TLS (SSL), and a login (SASL); see docs/kafka.md"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from consumers.clients import ClientName, require
 from consumers.errors import LibraryMissing, NotAuthorized, TopicMissing
 from consumers.kafka_client import servers
 from consumers.records import RawRecord
@@ -244,6 +245,7 @@ def records(facts: Facts) -> Findings:
         log.close()
     facts.newest = newest
     try:
+        require(ClientName(settings.kafka.client))
         decoder = assembly.make_decoder(settings)
     except LibraryMissing as error:
         yield FAILURE, str(error), "install the extra that it names"

@@ -16,6 +16,7 @@ from chaos.node import KafkaNode
 from chaos.processes import POINTS, Death
 from chaos.proxy import FaultProxy
 from chaos.scenarios import SCENARIOS, run_scenario
+from consumers.clients import ClientName
 
 MODES = ["at_least_once", "exactly_once"]
 
@@ -33,15 +34,18 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
 @pytest.mark.chaos
 @pytest.mark.kafka
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("client", list(ClientName))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "options"),
     [("kills", {"n": 4}), ("zombie", {"n": 1}), ("reply-cut", {"n": 2}), ("oversize", {}), ("retention", {})],
 )
-def test_the_promise_is_kept(node: KafkaNode, tmp_path: Path, name: str, options: dict[str, Any], mode: str) -> None:
+def test_the_promise_is_kept(
+    node: KafkaNode, tmp_path: Path, name: str, options: dict[str, Any], mode: str, client: ClientName
+) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown when it fails: python -m chaos NAME --seed SEED
-    result = run_scenario(name, mode, seed, node, tmp_path, **options)
+    result = run_scenario(name, mode, seed, node, tmp_path, client=client, **options)
     assert result.failure is None, result
     assert result.figures["records"] > 0
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
+from consumers.clients import ClientName
 from consumers.records import Batch, Contribution, Field, RawRecord, RecordSchema, StoredRecord, Verdicts
 from consumers.sources import Source
+from consumers.sources.kafka import KafkaSource
 
 SESSION_TIMEOUT_S = 6.0
 
@@ -25,6 +27,13 @@ SESSION_TIMEOUT_S = 6.0
 def broker(request: pytest.FixtureRequest) -> Any:
     """Every broker in turn: what holds on one must hold on the other."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=list(ClientName))
+def client(request: pytest.FixtureRequest) -> ClientName:
+    """Every client library in turn: what one promises the other must keep."""
+    name: ClientName = request.param
+    return name
 
 
 @pytest.fixture
@@ -47,6 +56,13 @@ def produce() -> Iterator[Callable[..., None]]:
     yield append
     for producer in producers.values():
         producer.close(5)
+
+
+def member_id(source: KafkaSource) -> str:
+    """Return the name that the broker gave a member."""
+    consumer: Any = source._member._consumer
+    name: str = consumer.memberid() if hasattr(consumer, "memberid") else consumer.group_metadata().member_id
+    return name
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove, NewPartitions
 
+from consumers.clients import ClientName, MovedOn
 from consumers.delivery import AtLeastOnce, ExactlyOnce
 from consumers.errors import BrokerUnavailable, MembershipLost, OffsetLost, SinkError
 from consumers.records import BadRecord, Batch, Position, RawRecord, StoredRecord, Verdicts
 from consumers.sinks.kafka import KafkaSink
 from consumers.sources.kafka import KafkaSource
+from tests.consumers.conftest import member_id
 
 pytestmark = pytest.mark.kafka
 
@@ -28,7 +30,8 @@ def nothing() -> None:
 class Topics:
     """One test's input and outputs on a broker, with sources and sinks that are closed at its end."""
 
-    def __init__(self, broker: Any, topic: str, stack: ExitStack) -> None:
+    def __init__(self, broker: Any, topic: str, stack: ExitStack, client: ClientName) -> None:
+        self.client = client
         self.servers = broker.bootstrap_servers
         self.topic = topic
         self.group = f"{topic}-group"
@@ -36,7 +39,7 @@ class Topics:
         broker.create_topics({topic: 2, f"{topic}-scores": 2, f"{topic}-alerts": 2, f"{topic}-dead": 2})
 
     def source(self, **options: Any) -> KafkaSource:
-        defaults: dict[str, Any] = {"start": "earliest", "session_timeout_s": 6.0}
+        defaults: dict[str, Any] = {"start": "earliest", "session_timeout_s": 6.0, "client": self.client}
         source = KafkaSource(
             [self.topic],
             group_id=self.group,
@@ -52,6 +55,7 @@ class Topics:
             "alerts_topic": f"{self.topic}-alerts",
             "dead_letter_topic": f"{self.topic}-dead",
             "flush_timeout_s": 10.0,
+            "client": self.client,
         }
         sink = KafkaSink({"bootstrap_servers": [self.servers]}, **(defaults | options))
         self._stack.callback(sink.close)
@@ -100,9 +104,9 @@ class Topics:
 
 
 @pytest.fixture
-def topics(apache_kafka: Any, topic_name: str) -> Iterator[Topics]:
+def topics(apache_kafka: Any, topic_name: str, client: ClientName) -> Iterator[Topics]:
     with ExitStack() as stack:
-        yield Topics(apache_kafka, topic_name, stack)
+        yield Topics(apache_kafka, topic_name, stack, client)
 
 
 @pytest.fixture
@@ -176,7 +180,7 @@ def test_a_member_that_the_group_threw_out_commits_no_transaction(topics: Topics
     delivery.publish(judge(raw), [], nothing)
     admin = KafkaAdminClient(bootstrap_servers=topics.servers)
     try:
-        admin.remove_group_members(topics.group, [MemberToRemove(source.membership.member_id)])
+        admin.remove_group_members(topics.group, [MemberToRemove(member_id(source))])
     finally:
         admin.close()
     with pytest.raises(MembershipLost, match="another has taken over"):
@@ -253,17 +257,13 @@ def test_a_topic_that_takes_only_smaller_messages_is_an_error_that_says_what_to_
 
 
 def test_a_slow_broker_is_waited_for_aloud(topics: Topics, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kafka.errors import KafkaTimeoutError
-
     sink = topics.sink(flush_timeout_s=30.0)
-    flush, slow = sink._producer.flush, iter([True, True, False])
+    flush, is_slow = sink._writer.flush, iter([True, True, False])
 
-    def not_yet(timeout: float) -> None:
-        if next(slow):
-            raise KafkaTimeoutError("as a broker that takes its time")
-        flush(timeout)
+    def not_yet(timeout_s: float) -> bool:
+        return not next(is_slow) and flush(timeout_s)
 
-    monkeypatch.setattr(sink._producer, "flush", not_yet)
+    monkeypatch.setattr(sink._writer, "flush", not_yet)
     waited: list[int] = []
     sink.write(judge([StoredRecord(topics.topic, 0, 2, 0, None, b"{}")]))
     sink.flush(lambda: waited.append(1))
@@ -361,7 +361,7 @@ def test_a_partition_that_gives_nothing_although_records_wait_is_an_error(topics
     topics.produce(1)
     source = topics.source(stall_timeout_s=1.0)
     read_until(source, 1)
-    source._consumer.pause(TopicPartition(topics.topic, 0))  # behind its back, as a client that forgot it would
+    source._member.pause([(topics.topic, 0)])  # behind its back, as a client that forgot it would
     topics.produce(3)
     with pytest.raises(
         BrokerUnavailable, match=r"-0 has given nothing from offset 1 on for \d+ s, although its end is 4"
@@ -388,13 +388,23 @@ def test_an_idle_partition_and_one_that_ends_in_a_marker_are_not_stalled(topics:
 
 def test_a_member_with_a_name_comes_back_to_its_partitions_without_a_rebalance(topics: Topics, read_until: Any) -> None:
     topics.produce(2)
+    changes: list[str] = []
+    witness = topics.source(instance_id="scorer-1", on_rebalance=lambda: changes.append("partitions came or went"))
     first = topics.source(instance_id="scorer-0", session_timeout_s=20.0)
-    read_until(first, 2)
-    generation = first.membership.generation_id
+    until = time.monotonic() + 40
+    while not (len(first.assignment) == len(witness.assignment) == 1):
+        assert time.monotonic() < until
+        first.poll(0.1)
+        witness.poll(0.1)
+    owned = first.assignment
     first.close()
+    changes.clear()
     again = topics.source(instance_id="scorer-0", session_timeout_s=20.0)
-    read_until(again, 2)
-    assert again.membership.generation_id == generation
+    while not again.assignment:
+        assert time.monotonic() < until
+        again.poll(0.1)
+        witness.poll(0.1)
+    assert (again.assignment, changes) == (owned, [])
 
 
 def test_of_two_members_of_one_name_the_older_one_is_told(topics: Topics, read_until: Any) -> None:
@@ -410,19 +420,19 @@ def test_of_two_members_of_one_name_the_older_one_is_told(topics: Topics, read_u
 def test_what_a_rebalance_kept_from_being_committed_is_committed_later(
     topics: Topics, read_until: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from kafka.errors import RebalanceInProgressError
-
     topics.produce(5)
     source = topics.source()
     raw = read_until(source, 5)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RebalanceInProgressError
+    def refuse(_: Any) -> None:
+        raise MovedOn("as a broker says while a group rebalances")
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(source._consumer, "commit", refuse)
+        patched.setattr(source._member, "commit", refuse)
         source.commit(after(raw))
     assert "not committed, the group has moved on" in caplog.text
     assert topics.committed()[0] == 0
-    source.poll(0.1)
-    assert topics.committed()[0] == 5
+    until = time.monotonic() + 10
+    while topics.committed()[0] != 5:
+        assert time.monotonic() < until
+        source.poll(0.1)

@@ -32,6 +32,7 @@ from kafka.admin import (
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from consumers.access import check_access
+from consumers.clients import ClientName
 from consumers.errors import BrokerUnavailable, ConsumersError, NotAuthorized, TopicMissing
 from consumers.kafka_client import make_consumer, translated
 from consumers.logs import KafkaLog, OffsetRange
@@ -222,7 +223,6 @@ def test_the_rights_in_the_guide_are_those_that_each_command_needs(
         "dead_letter_topic": "requests-dead-letters",
     }
     secure_kafka.create_topics({"requests": 2, **dict.fromkeys(outputs.values(), 1)})
-    produce(secure_kafka, "requests", [b'{"x": 1}', b'{"x": 2}'])
     for user, rights, pattern in rights_in_the_guide():
         grant(user, *rights, pattern=pattern)
     scorer = secure_kafka.connection("scorer")
@@ -234,23 +234,27 @@ def test_the_rights_in_the_guide_are_those_that_each_command_needs(
         transactional_id="srr-stream-1",
         where="kafka:9094",
     )
-    source = KafkaSource(["requests"], group_id="srr-stream", connection=scorer, start="earliest")
-    with closing(source):
-        assert read(source, 2) == [b'{"x": 1}', b'{"x": 2}']
-        with closing(KafkaSink(scorer, **outputs)) as sink:
-            sink.write(verdicts)
-            sink.write_bad([BadRecord(StoredRecord("requests", 0, 1, 0, None, b"x"), "not_json", "no JSON")])
-            sink.flush()
-        with closing(KafkaSink(scorer, **outputs, transactional_id="srr-stream-1")) as sink:
-            sink.begin()
-            sink.write(verdicts)
-            sink.commit({("requests", 0): 2}, source.membership, lambda: None)
+    n_read = 0
+    for client, contents in zip(ClientName, ([b'{"x": 1}', b'{"x": 2}'], [b'{"x": 3}']), strict=True):
+        produce(secure_kafka, "requests", contents)
+        n_read += len(contents)
+        source = KafkaSource(["requests"], group_id="srr-stream", connection=scorer, start="earliest", client=client)
+        with closing(source):
+            assert read(source, len(contents)) == contents
+            with closing(KafkaSink(scorer, **outputs, client=client)) as sink:
+                sink.write(verdicts)
+                sink.write_bad([BadRecord(StoredRecord("requests", 0, 1, 0, None, b"x"), "not_json", "no JSON")])
+                sink.flush()
+            with closing(KafkaSink(scorer, **outputs, transactional_id="srr-stream-1", client=client)) as sink:
+                sink.begin()
+                sink.write(verdicts)
+                sink.commit({("requests", 0): n_read}, source.membership, lambda: None)
     with closing(KafkaLog(["requests"], connection=secure_kafka.connection("trainer"))) as log:
-        assert log.ends() == {("requests", 0): 2, ("requests", 1): 0}
+        assert log.ends() == {("requests", 0): 3, ("requests", 1): 0}
         assert [record.value for record in log.read(OffsetRange("requests", 0, 0, 2))] == [b'{"x": 1}', b'{"x": 2}']
     auditor = secure_kafka.connection("auditor")
     books = read_books(auditor, topics=["requests"], group_id="srr-stream", **outputs, mode="at_least_once")
-    assert books.committed[("requests", 0)] == 2
+    assert books.committed[("requests", 0)] == 3
     operator = secure_kafka.connection("operator")
     letters = DeadLetters(
         "requests-dead-letters", connection=operator, topics=["requests"], requeue_id="srr-stream-requeue"
@@ -258,17 +262,19 @@ def test_the_rights_in_the_guide_are_those_that_each_command_needs(
     assert letters.requeue().sent == ["requests-0-1"]
 
 
-def use_source(connection: dict[str, Any], name: str) -> None:
+def use_source(connection: dict[str, Any], name: str, client: ClientName) -> None:
     """Read until something is said."""
-    with closing(KafkaSource([name], group_id=name, connection=connection, start="earliest")) as source:
+    with closing(KafkaSource([name], group_id=name, connection=connection, start="earliest", client=client)) as source:
         until = time.monotonic() + 2 * LIMIT_S
         while time.monotonic() < until:
             source.poll(0.5)
 
 
-def use_sink(connection: dict[str, Any], name: str, verdicts: Verdicts, transactional_id: str | None = None) -> None:
+def use_sink(
+    connection: dict[str, Any], name: str, verdicts: Verdicts, client: ClientName, transactional_id: str | None = None
+) -> None:
     topics = {"scores_topic": name, "alerts_topic": None, "dead_letter_topic": f"{name}-bad"}
-    with closing(KafkaSink(connection, **topics, transactional_id=transactional_id)) as sink:
+    with closing(KafkaSink(connection, **topics, transactional_id=transactional_id, client=client)) as sink:
         sink.write(verdicts)
         sink.flush()
 
@@ -276,18 +282,18 @@ def use_sink(connection: dict[str, Any], name: str, verdicts: Verdicts, transact
 @pytest.mark.kafka
 @pytest.mark.parametrize("missing", ["group", "topic"])
 def test_a_reader_without_a_right_is_stopped_and_told_which(
-    secure_kafka: Any, grant: Grant, topic_name: str, missing: str
+    secure_kafka: Any, grant: Grant, topic_name: str, client: ClientName, missing: str
 ) -> None:
     secure_kafka.create_topics({topic_name: 1})
     grant("guest", *(("Describe" if kind == missing else "Read", kind, topic_name) for kind in ("group", "topic")))
     with in_time(), pytest.raises(NotAuthorized, match=f"READ.* on {missing} '{topic_name}'"):
-        use_source(secure_kafka.connection("guest"), topic_name)
+        use_source(secure_kafka.connection("guest"), topic_name, client)
 
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("missing", ["topic", "transactional-id"])
 def test_a_writer_without_a_right_is_stopped_and_told_which(
-    secure_kafka: Any, grant: Grant, topic_name: str, verdicts: Verdicts, missing: str
+    secure_kafka: Any, grant: Grant, topic_name: str, verdicts: Verdicts, client: ClientName, missing: str
 ) -> None:
     secure_kafka.create_topics({topic_name: 1, f"{topic_name}-bad": 1})
     grant("guest", ("Write", "topic", f"{topic_name}-bad"))
@@ -298,6 +304,7 @@ def test_a_writer_without_a_right_is_stopped_and_told_which(
             secure_kafka.connection("guest"),
             topic_name,
             verdicts,
+            client,
             transactional_id=topic_name if missing == "transactional-id" else None,
         )
 
@@ -479,6 +486,45 @@ def test_a_locked_key_and_its_certificate_are_let_in(secure_kafka: Any) -> None:
         check_access(connection, group_id="g", where="kafka:9093")
 
 
+@pytest.mark.kafka
+def test_source_and_sink_work_with_a_certificate(
+    secure_kafka: Any, grant: Grant, topic_name: str, verdicts: Verdicts, client: ClientName
+) -> None:
+    connection = {
+        "bootstrap_servers": [secure_kafka.mutual_servers],
+        "security_protocol": "SSL",
+        "ssl_cafile": str(secure_kafka.ca),
+        "ssl_certfile": str(secure_kafka.certificate),
+        "ssl_keyfile": str(secure_kafka.key),
+        "ssl_password": Secret("key-password"),
+    }
+    secure_kafka.create_topics({topic_name: 1, f"{topic_name}-bad": 1})
+    rights = [("Read", "topic"), ("Write", "topic"), ("Read", "group")]
+    grant("CN=client", *((operation, kind, topic_name) for operation, kind in rights))
+    grant("CN=client", ("Write", "topic", f"{topic_name}-bad"))
+    use_sink(connection, topic_name, verdicts, client)
+    source = KafkaSource([topic_name], group_id=topic_name, connection=connection, start="earliest", client=client)
+    with closing(source):
+        assert len(read(source, 3)) == 3
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_source_and_sink_work_with_a_password(
+    secure_kafka: Any, grant: Grant, topic_name: str, verdicts: Verdicts, client: ClientName, mechanism: str
+) -> None:
+    secure_kafka.create_topics({topic_name: 1, f"{topic_name}-bad": 1})
+    rights = [("Read", "topic"), ("Write", "topic"), ("Read", "group")]
+    grant("scorer", *((operation, kind, topic_name) for operation, kind in rights))
+    grant("scorer", ("Write", "topic", f"{topic_name}-bad"))
+    password = Secret(secure_kafka.PASSWORDS["scorer"])
+    connection = secure_kafka.connection("scorer", sasl_mechanism=mechanism, sasl_plain_password=password)
+    use_sink(connection, topic_name, verdicts, client)
+    source = KafkaSource([topic_name], group_id=topic_name, connection=connection, start="earliest", client=client)
+    with closing(source):
+        assert len(read(source, 3)) == 3
+
+
 # Tokens
 
 
@@ -654,11 +700,12 @@ def test_source_and_sink_work_with_a_token(
     verdicts: Verdicts,
     endpoint: TokenEndpoint,
     with_token: dict[str, Any],
+    client: ClientName,
 ) -> None:
     secure_kafka.create_topics({topic_name: 1, f"{topic_name}-bad": 1})
     endpoint.give(unsigned_token(topic_name), expires_in=600)
     grant(topic_name, ("Write", "topic", topic_name), ("Write", "topic", f"{topic_name}-bad"))
-    use_sink(with_token, topic_name, verdicts)
+    use_sink(with_token, topic_name, verdicts, client)
     with pytest.raises(NotAuthorized) as raised:
         check_access(with_token, reads=[topic_name], where="kafka:9095")
     assert str(raised.value) == (
@@ -666,7 +713,7 @@ def test_source_and_sink_work_with_a_token(
         f"kafka-acls.sh --add --allow-principal User:{topic_name} --operation Read --topic {topic_name}"
     )
     grant(topic_name, ("Read", "topic", topic_name), ("Read", "group", topic_name))
-    source = KafkaSource([topic_name], group_id=topic_name, connection=with_token, start="earliest")
+    source = KafkaSource([topic_name], group_id=topic_name, connection=with_token, start="earliest", client=client)
     with closing(source):
         assert len(read(source, 3)) == 3
     assert len(endpoint.requests) == 1

@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from consumers.clients import ClientName
 from consumers.logs import MemoryLog
 from consumers.polled import runs, timestamps, values
 from consumers.records import Position, RawRecord
@@ -46,7 +48,9 @@ def file(request: pytest.FixtureRequest) -> MakeSource:
     return make
 
 
-def kafka(request: pytest.FixtureRequest, broker_fixture: str, session_timeout_s: float) -> MakeSource:
+def kafka(
+    request: pytest.FixtureRequest, broker_fixture: str, session_timeout_s: float, client: ClientName
+) -> MakeSource:
     broker = request.getfixturevalue(broker_fixture)
     topic = request.getfixturevalue("topic_name")
     broker.create_topics({topic: 2})
@@ -58,6 +62,7 @@ def kafka(request: pytest.FixtureRequest, broker_fixture: str, session_timeout_s
         start="earliest",
         max_batch=10,
         session_timeout_s=session_timeout_s,
+        client=client,
     )
 
 
@@ -65,9 +70,16 @@ def kafka(request: pytest.FixtureRequest, broker_fixture: str, session_timeout_s
     params=[
         pytest.param(memory, id="memory"),
         pytest.param(file, id="file"),
-        # Joining takes half a session timeout on the embedded broker; 6 s is the least that Apache Kafka allows.
-        pytest.param(lambda request: kafka(request, "embedded_broker", 2.0), id="kafka-embedded"),
-        pytest.param(lambda request: kafka(request, "apache_kafka", 6.0), id="kafka-apache", marks=pytest.mark.kafka),
+        *(
+            # Joining takes half a session timeout on the embedded broker; 6 s is the least that Apache Kafka allows.
+            pytest.param(
+                partial(kafka, broker_fixture=f"{name}", session_timeout_s=timeout_s, client=client),
+                id=f"{client}-{name}",
+                marks=marks,
+            )
+            for client in ClientName
+            for name, timeout_s, marks in (("embedded_broker", 2.0, ()), ("apache_kafka", 6.0, pytest.mark.kafka))
+        ),
     ]
 )
 def make_source(request: pytest.FixtureRequest) -> Iterator[MakeSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -325,6 +326,12 @@ def test_pictures_without_pillow_are_a_failure(diagnosed: Diagnosed, monkeypatch
 
     monkeypatch.setattr("srr_stream.assembly.make_decoder", missing)
     assert "Pillow" in one(diagnosed(world()), "records", Status.FAILURE).text
+
+
+def test_a_client_that_is_not_installed_is_a_failure(diagnosed: Diagnosed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    kafka = {"bootstrap_servers": "a:9092", "client": "confluent"}
+    assert "srr-stream[confluent]" in one(diagnosed(world(), kafka=kafka), "records", Status.FAILURE).text
 
 
 def test_a_log_that_cannot_be_read_fails_the_records_and_skips_what_needs_them(diagnosed: Diagnosed) -> None:

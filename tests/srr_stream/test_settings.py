@@ -18,7 +18,14 @@ from consumers.decoding import ImageDecoder, JsonDecoder
 from consumers.records import Field, FieldKind, ImageSpec, StoredRecord
 from models.occ import CLASSIFIERS
 from models.occ.knn import KNN
-from srr_stream.assembly import kafka_connection, make_decoder, make_source, make_training_config, record_schema
+from srr_stream.assembly import (
+    kafka_connection,
+    make_decoder,
+    make_sink,
+    make_source,
+    make_training_config,
+    record_schema,
+)
 from srr_stream.errors import SettingsError
 from srr_stream.loading import check_settings, load_settings
 from srr_stream.settings import ClassifierName, Settings, parse_duration
@@ -177,6 +184,19 @@ def test_pictures_are_scored_in_smaller_batches_unless_something_else_is_said(
     assert found["max_batch"] == expected
     make_source(check_settings(content(input={"max_batch": 7})))
     assert found["max_batch"] == 7
+
+
+def test_the_client_of_the_settings_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(
+        "consumers.sources.kafka.KafkaSource", lambda topics, **options: found.append(options["client"])
+    )
+    monkeypatch.setattr("consumers.sinks.kafka.KafkaSink", lambda _, **options: found.append(options["client"]))
+    for client in ("kafka-python", "confluent"):
+        settings = check_settings(changed(kafka={"client": client}))
+        make_source(settings)
+        make_sink(settings)
+    assert found == ["kafka-python"] * 2 + ["confluent"] * 2
 
 
 # Wrong settings

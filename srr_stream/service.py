@@ -6,6 +6,7 @@ committed. Scoring and training know nothing of it.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -56,6 +57,8 @@ _STEADY_S = 30.0
 """A connection that lasted so long was good: the next retry is quick again."""
 SWITCH_S = 0.001
 """For so long a thread that loads a model or answers a scrape may hold up the scoring one; Python's default is 5 ms."""
+_COLLECT_AFTER = 100_000
+"""Objects that were made and are not gone yet: a batch or two of a fast client. Python's default is 700."""
 _CAUSES: dict[type[ConsumersError], str] = {
     BrokerUnavailable: "broker",
     SinkError: "sink",
@@ -167,6 +170,9 @@ class Service:
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
         threadpool_limits(1)
         sys.setswitchinterval(SWITCH_S)
+        # Every record that is read is an object that the collector would walk, and all of the program with it.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER)
         try:
             self.live_model.start()
             if self.trainer is not None:

@@ -19,6 +19,7 @@ from benchmarks.speed import stream
 from benchmarks.speed.end_to_end import BARE, bare
 from benchmarks.speed.pairs import Run, interleaved, medians, parser, rate, rates_table, ratio
 from chaos.node import KafkaNode
+from consumers.clients import ClientName
 from consumers.decoding import JsonDecoder
 from consumers.polled import Polled
 from consumers.polled import Run as Stretch
@@ -26,7 +27,7 @@ from consumers.records import StoredRecord
 from srr_stream import assembly
 
 OURS, ONE_BY_ONE = "JsonDecoder", "JsonDecoder, record by record (orjson)"
-WITH_OURS = "kafka-python, our source and decoder"
+WITH_OURS = {client: f"{client}, our source and decoder" for client in ClientName}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,14 +51,15 @@ def main(arguments: Sequence[str]) -> int:
         home = stream.kafka_home(cli)
         with stream.kafka(home) as (node, folder):
             topic = stream.filled(node, "speed", stream.values(50_000, 1), options.records)
-            reading = interleaved(
-                {
-                    BARE: lambda: bare(node, topic, options.records),
-                    WITH_OURS: lambda: decoded(node, folder, topic, options.records),
-                },
-                n_rounds=options.rounds,
-            )
-        claims.append(ratio("read and decoded", reading[WITH_OURS], reading[BARE], BARE, 0.6))
+            contestants: dict[str, Callable[[], float]] = {}
+            for client in ClientName:
+                contestants[BARE[client]] = partial(bare, node, topic, options.records, client)
+                contestants[WITH_OURS[client]] = partial(decoded, node, folder, topic, options.records, client)
+            reading = interleaved(contestants, n_rounds=options.rounds)
+        claims += [
+            ratio(f"read and decoded, {client}", reading[WITH_OURS[client]], reading[BARE[client]], BARE[client], goal)
+            for client, goal in ((ClientName.KAFKA_PYTHON, 0.6), (ClientName.CONFLUENT, 0.3))
+        ]
         tables.append(rates_table("From a broker", reading, "records/s"))
         bars["from a broker, records/s"] = medians(reading)
     return run.finish(
@@ -70,7 +72,7 @@ def in_memory(n: int) -> dict[str, Callable[[], float]]:
     import polars as pl
 
     contents = stream.values(n, 3)
-    raw = Polled((StoredRecord("t", 0, i, 0, None, value) for i, value in enumerate(contents)), [Stretch("t", 0, n, n)])
+    raw = Polled([StoredRecord("t", 0, i, 0, None, value) for i, value in enumerate(contents)], [Stretch("t", 0, n, n)])
     ours, slow = JsonDecoder(stream.SCHEMA), JsonDecoder(stream.SCHEMA)
     slow._reader = None
     names = stream.FIELDS
@@ -101,9 +103,9 @@ def in_memory(n: int) -> dict[str, Callable[[], float]]:
     return {name: partial(rate, work, n) for name, work in ways.items()}
 
 
-def decoded(node: KafkaNode, folder: Path, topic: str, n: int) -> float:
+def decoded(node: KafkaNode, folder: Path, topic: str, n: int, client: ClientName) -> float:
     """Return how many records a second our source and decoder read."""
-    with closing(stream.bench(node, folder, topic)) as surroundings:
+    with closing(stream.bench(node, folder, topic, kafka=stream.by(node, client))) as surroundings:
         decoder = assembly.make_decoder(surroundings.settings)
         with closing(assembly.make_source(surroundings.settings)) as source:
 

@@ -1,16 +1,15 @@
 """A topic to committed verdicts on a real Apache Kafka, beside bare clients, River and scikit-learn on the same topic.
 
-Every contestant reads the same records from the same broker on the same machine, in turn. Ours is the scorer as it
-runs in production, a process with all defaults: exact p-values, reasons of flagged records, metrics, commits. The
-others only read and score; they publish and commit nothing.
+Every contestant reads the same records from the same broker on the same machine, in turn, by both client libraries.
+Ours is the scorer as it runs in production, a process with all defaults: exact p-values, reasons of flagged records,
+metrics, commits. The others only read and score; they publish and commit nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import orjson
@@ -19,12 +18,17 @@ from benchmarks.runner import whole
 from benchmarks.speed import stream
 from benchmarks.speed.pairs import Run, interleaved, medians, parser, rates_table, ratio
 from chaos.node import KafkaNode
+from consumers.clients import ClientName
 
-BARE = "kafka-python, bare"
-RIVER, FOREST = "River HalfSpaceTrees", "scikit-learn IsolationForest, batches"
-_RIVER_RECORDS = 30_000
+Read = Callable[[int], list[bytes]]
+"""Gives at most so many records, maybe none."""
+
+BARE = {client: f"{client}, bare" for client in ClientName}
+_RIVER_RECORDS = 60_000
 _BATCH = 5000
 _ANOMALIES = 0.002
+_TARGETS = {ClientName.KAFKA_PYTHON: 0.6, ClientName.CONFLUENT: 0.3}
+"""Of the bare client's rate."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,25 +43,30 @@ def main(arguments: Sequence[str]) -> int:
         topic = stream.filled(node, "speed", records, options.records)
         n = options.records
 
-        def ours(name: str) -> float:
-            with closing(stream.bench(node, folder, topic)) as surroundings:
+        def ours(name: str, client: ClientName) -> float:
+            with closing(stream.bench(node, folder, topic, kafka=stream.by(node, client))) as surroundings:
                 return stream.drained(surroundings, models[name], n)
 
-        contestants = {
-            BARE: lambda: bare(node, topic, n),
-            RIVER: lambda: river(node, topic, min(n, _RIVER_RECORDS)),
-            FOREST: forest(node, topic, n),
-            **{f"srr-stream, {name}": partial(ours, name) for name in models},
-        }
+        contestants: dict[str, Callable[[], float]] = {}
+        for client in ClientName:
+            contestants |= {
+                BARE[client]: partial(bare, node, topic, n, client),
+                f"River HalfSpaceTrees, {client}": partial(river, node, topic, min(n, _RIVER_RECORDS), client),
+                f"scikit-learn IsolationForest, {client}": forest(node, topic, n, client),
+                **{f"srr-stream, {name}, {client}": partial(ours, name, client) for name in models},
+            }
         figures = interleaved(contestants, n_rounds=options.rounds, n_warm_up=1)
 
-    goad, closed = (f"srr-stream, {name}" for name in models)
-    claims = [
-        ratio("end to end, GOAD M = 32", figures[goad], figures[BARE], "bare kafka-python", 0.6),
-        ratio("end to end, closed form", figures[closed], figures[BARE], "bare kafka-python", 0.6),
-        ratio("end to end, GOAD M = 32", figures[goad], figures[RIVER], "River HalfSpaceTrees, same consumer", 10.0),
-        ratio("end to end, closed form", figures[closed], figures[FOREST], "scikit-learn IsolationForest", 2.0),
-    ]
+    claims = []
+    for client in ClientName:
+        goad, closed = (figures[f"srr-stream, {name}, {client}"] for name in models)
+        trees, isolation = (f"{name}, {client}" for name in ("River HalfSpaceTrees", "scikit-learn IsolationForest"))
+        claims += [
+            ratio(f"end to end, {client}, GOAD M = 32", goad, figures[BARE[client]], BARE[client], _TARGETS[client]),
+            ratio(f"end to end, {client}, closed form", closed, figures[BARE[client]], BARE[client], _TARGETS[client]),
+            ratio(f"end to end, {client}, GOAD M = 32", goad, figures[trees], trees, 10.0),
+            ratio(f"end to end, {client}, closed form", closed, figures[isolation], isolation, 2.0),
+        ]
     size = float(np.mean([len(value) for value in records]))
     bars = medians(figures)
     return run.finish(
@@ -72,59 +81,78 @@ def main(arguments: Sequence[str]) -> int:
     )
 
 
-def consumer(node: KafkaNode, topic: str) -> Any:
-    """Return a kafka-python consumer of the whole topic, from its beginning, without a group."""
-    from kafka import KafkaConsumer, TopicPartition
+@contextmanager
+def reading(node: KafkaNode, topic: str, client: ClientName, *, values: bool = True) -> Iterator[Read]:
+    """Give what reads a whole topic, from its beginning, without a group; without `values` only how many there are."""
+    if client == ClientName.KAFKA_PYTHON:
+        from kafka import KafkaConsumer
+        from kafka import TopicPartition as Partition
 
-    made = KafkaConsumer(bootstrap_servers=node.bootstrap_servers, enable_auto_commit=False, max_poll_records=_BATCH)
-    partitions = [TopicPartition(topic, partition) for partition in range(stream.N_PARTITIONS)]
-    made.assign(partitions)
-    made.seek_to_beginning(*partitions)
-    return made
+        consumer = KafkaConsumer(
+            bootstrap_servers=node.bootstrap_servers, enable_auto_commit=False, max_poll_records=_BATCH
+        )
+        partitions = [Partition(topic, partition) for partition in range(stream.N_PARTITIONS)]
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+
+        def read(max_records: int) -> list[bytes]:
+            polled = consumer.poll(timeout_ms=200, max_records=max_records).values()
+            return [record.value if values else b"" for records in polled for record in records]
+    else:
+        from confluent_kafka import Consumer, TopicPartition
+
+        connection = {"bootstrap.servers": node.bootstrap_servers, "group.id": "none", "enable.auto.commit": False}
+        consumer = Consumer(connection | {"fetch.queue.backoff.ms": 5, "queued.max.messages.kbytes": 16 * 1024})
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(stream.N_PARTITIONS)])
+
+        def read(max_records: int) -> list[bytes]:
+            messages = consumer.consume(1, 0.2) + consumer.consume(max_records - 1, 0)
+            return [message.value() or b"" for message in messages] if values else [b""] * len(messages)
+
+    with closing(consumer):
+        yield read
 
 
-def bare(node: KafkaNode, topic: str, n: int) -> float:
-    """Return how many records a second kafka-python reads, and nothing is done with them."""
-    with closing(consumer(node, topic)) as reader:
-        return stream.timed(lambda: sum(map(len, reader.poll(timeout_ms=200).values())), n)
+def bare(node: KafkaNode, topic: str, n: int, client: ClientName) -> float:
+    """Return how many records a second a client reads, and nothing is done with them."""
+    with reading(node, topic, client, values=False) as read:
+        return stream.timed(lambda: len(read(_BATCH)), n)
 
 
-def river(node: KafkaNode, topic: str, n: int) -> float:
+def river(node: KafkaNode, topic: str, n: int, client: ClientName) -> float:
     """Return how many records a second River scores and learns, one after the other as it does."""
     from river.anomaly import HalfSpaceTrees
 
     trees = HalfSpaceTrees(n_trees=25, height=8, seed=0, limits=dict.fromkeys(stream.FIELDS, (-20.0, 20.0)))
 
-    def read() -> int:
-        n_read = 0
-        for records in reader.poll(timeout_ms=200, max_records=500).values():
-            for record in records:
-                x = orjson.loads(record.value)
-                trees.score_one(x)
-                trees.learn_one(x)
-            n_read += len(records)
-        return n_read
+    def turn() -> int:
+        values = read(500)
+        for value in values:
+            x = orjson.loads(value)
+            trees.score_one(x)
+            trees.learn_one(x)
+        return len(values)
 
-    with closing(consumer(node, topic)) as reader:
-        return stream.timed(read, n)
+    with reading(node, topic, client) as read:
+        return stream.timed(turn, n)
 
 
-def forest(node: KafkaNode, topic: str, n: int) -> Callable[[], float]:
+def forest(node: KafkaNode, topic: str, n: int, client: ClientName) -> Callable[[], float]:
     """Return what reads the topic and scores it by scikit-learn in batches, as a home-made consumer does."""
     from sklearn.ensemble import IsolationForest
 
     trees = IsolationForest(random_state=0).fit(stream.matrix(4000, 99))
 
-    def turn() -> float:
-        def read() -> int:
-            polled = [record for records in reader.poll(timeout_ms=200).values() for record in records]
-            if polled:
-                rows = [orjson.loads(record.value) for record in polled]
-                X = np.array([[row[name] for name in stream.FIELDS] for row in rows])
-                np.count_nonzero(trees.score_samples(X) < -0.6)
-            return len(polled)
+    def turn(read: Read) -> int:
+        values = read(_BATCH)
+        if values:
+            rows = [orjson.loads(value) for value in values]
+            X = np.array([[row[name] for name in stream.FIELDS] for row in rows])
+            np.count_nonzero(trees.score_samples(X) < -0.6)
+        return len(values)
 
-        with closing(consumer(node, topic)) as reader:
-            return stream.timed(read, n)
+    def contest() -> float:
+        with reading(node, topic, client) as read:
+            return stream.timed(partial(turn, read), n)
 
-    return turn
+    return contest

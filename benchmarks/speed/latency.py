@@ -1,8 +1,9 @@
 """From produced to published: event latency at a steady rate, alone and beside a training, and throughput beside one.
 
-A service as it runs in production, with its trainer, on a real Apache Kafka. One process produces, another reads the
-alerts; latency is from a record's own timestamp, which its producer gives it, to the moment at which a reader has its
-alert. Beside a training means that one training follows the other, each with GOAD on a window of 20,000 records.
+A service as it runs in production, with its trainer, on a real Apache Kafka, by both client libraries. One process
+produces, by librdkafka, another reads the alerts; latency is from a record's own timestamp, which its producer gives
+it, to the moment at which a reader has its alert. Beside a training means that one training follows the other,
+each with GOAD on a window of 20,000 records.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from benchmarks.runner import whole
 from benchmarks.speed import stream
 from benchmarks.speed.pairs import Claim, Run, interleaved, medians, parser, quartiles, ratio, shown
 from chaos.bench import ask, figure, produce, wait_until
+from consumers.clients import ClientName
 
 if TYPE_CHECKING:
     from chaos.bench import Bench
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from models.detector import Model
 
 ALONE, BESIDE = "alone", "beside a training"
+CASES = [(client, beside) for client in ClientName for beside in (ALONE, BESIDE)]
 _ANOMALIES = 0.01
 """Only flagged records are published, and so measured."""
 _WARM_UP_S = 5.0
@@ -50,37 +54,37 @@ def main(arguments: Sequence[str]) -> int:
     home = stream.kafka_home(cli)
     run = Run("latency", arguments, out=options.out)
     model = stream.model(stream.GOAD_32)
-    latencies: dict[str, list[NDArray[np.float64]]] = {ALONE: [], BESIDE: []}
-    resident: list[NDArray[np.float64]] = []
+    latencies: dict[str, list[NDArray[np.float64]]] = {named(*case): [] for case in CASES}
+    resident: dict[ClientName, list[NDArray[np.float64]]] = {client: [] for client in ClientName}
     with stream.kafka(home) as (node, folder):
 
-        def slow(name: str) -> Callable[[], float]:
-            def turn() -> float:
-                found = at_a_rate(node, folder, model, name == BESIDE, options.rate, options.seconds)
-                latencies[name].append(found)
-                return float(np.quantile(found, 0.99))
+        def slow(client: ClientName, beside: str) -> float:
+            found = at_a_rate(node, folder, model, client, beside == BESIDE, options.rate, options.seconds)
+            latencies[named(client, beside)].append(found)
+            return float(np.quantile(found, 0.99))
 
-            return turn
+        def full(client: ClientName, beside: str) -> float:
+            return full_load(node, folder, topic, model, client, beside == BESIDE, resident[client])
 
-        p99 = interleaved({name: slow(name) for name in latencies}, n_rounds=options.rounds, n_warm_up=0)
+        p99 = interleaved({named(*case): partial(slow, *case) for case in CASES}, options.rounds, n_warm_up=0)
         topic = stream.filled(node, "full", stream.values(50_000, 5), options.records)
-        rates = interleaved(
-            {name: (lambda n=name: full_load(node, folder, topic, model, n == BESIDE, resident)) for name in latencies},
-            n_rounds=options.rounds,
-            n_warm_up=0,
-        )
+        rates = interleaved({named(*case): partial(full, *case) for case in CASES}, options.rounds, n_warm_up=0)
     p50 = {name: np.array([np.quantile(each, 0.5) for each in found]) for name, found in latencies.items()}
     at = f"at {options.rate:,} records/s"
-    mib = max(float(samples[:, 1].max()) for samples in resident)
-    slopes = [float(np.polyfit(*samples[len(samples) // 3 :].T, 1)[0]) for samples in resident]
-    growth = f"{np.median(slopes):+.1f} MiB a minute, median of {len(slopes)} runs of {_FULL_LOAD_S:g} s"
-    claims = [
-        Claim(f"latency {at}, p50", quartiles(p50[ALONE])[1], "ms", "asked", 15.0, at_least=False),
-        Claim(f"latency {at}, p99", quartiles(p99[ALONE])[1], "ms", "asked", 60.0, at_least=False),
-        ratio("p99 beside a training", p99[BESIDE], p99[ALONE], "alone", 1.5, at_least=False),
-        ratio("throughput beside a training", rates[BESIDE], rates[ALONE], "alone", 0.9),
-        Claim("scorer at full load, GOAD M = 32", mib, "MiB resident", "asked", 600.0, at_least=False, note=growth),
-    ]
+    claims = []
+    for client in ClientName:
+        alone, beside = named(client, ALONE), named(client, BESIDE)
+        mib = max(float(samples[:, 1].max()) for samples in resident[client])
+        slopes = [float(np.polyfit(*samples[len(samples) // 3 :].T, 1)[0]) for samples in resident[client]]
+        growth = f"{np.median(slopes):+.1f} MiB a minute, median of {len(slopes)} runs of {_FULL_LOAD_S:g} s"
+        full_name = f"scorer at full load, GOAD M = 32, {client}"
+        claims += [
+            Claim(f"latency {at}, {client}, p50", quartiles(p50[alone])[1], "ms", "asked", 15.0, at_least=False),
+            Claim(f"latency {at}, {client}, p99", quartiles(p99[alone])[1], "ms", "asked", 60.0, at_least=False),
+            ratio(f"p99 beside a training, {client}", p99[beside], p99[alone], "alone", 1.5, at_least=False),
+            ratio(f"throughput beside a training, {client}", rates[beside], rates[alone], "alone", 0.9),
+            Claim(full_name, mib, "MiB resident", "asked", 600.0, at_least=False, note=growth),
+        ]
     levels = (0.5, 0.9, 0.99, 0.999, 1.0)
     rows = [
         [
@@ -91,22 +95,28 @@ def main(arguments: Sequence[str]) -> int:
         for name, found in latencies.items()
     ]
     table = Table(f"Latency {at}, ms", ["", "p50", "p90", "p99", "p99.9", "greatest", "alerts"], rows)
-    full = Table(
+    at_full = Table(
         "At full load", ["", "records/s, median"], [[name, shown(quartiles(each)[1])] for name, each in rates.items()]
     )
     bars = {
         "latency, ms": {f"{q}, {name}": quartiles(v[name])[1] for q, v in (("p50", p50), ("p99", p99)) for name in v},
         "records/s at full load": medians(rates),
     }
-    return run.finish("Latency", claims, [table, full], bars=bars)
+    return run.finish("Latency", claims, [table, at_full], bars=bars)
 
 
-def service(node: KafkaNode, folder: Path, topic: str | None = None) -> Bench:
+def named(client: ClientName, beside: str) -> str:
+    """Name a case."""
+    return f"{client}, {beside}"
+
+
+def service(node: KafkaNode, folder: Path, client: ClientName, topic: str | None = None) -> Bench:
     """Return surroundings in which trainings are made when asked for, one after the other."""
     return stream.bench(
         node,
         folder,
         topic,
+        kafka=stream.by(node, client),
         window={"min_size": _WINDOW, "max_size": _WINDOW},
         training={"representation": "goad", "every": None, "on_drift": False, "min_interval": "1s"},
         http={"host": "127.0.0.1", "scorer_port": stream.free_port(), "trainer_port": stream.free_port()},
@@ -134,10 +144,10 @@ def trainings(surroundings: Bench) -> Iterator[None]:
 
 
 def at_a_rate(
-    node: KafkaNode, folder: Path, model: Model, is_training: bool, rate: int, seconds: int
+    node: KafkaNode, folder: Path, model: Model, client: ClientName, is_training: bool, rate: int, seconds: int
 ) -> NDArray[np.float64]:
     """Return the latencies of the alerts of a stream of steady rate, ms."""
-    with closing(service(node, folder)) as surroundings:
+    with closing(service(node, folder, client)) as surroundings:
         produce(node.bootstrap_servers, surroundings.topic, stream.values(_WINDOW, 7), n_partitions=stream.N_PARTITIONS)
         surroundings.publish(model)
         surroundings.serve()
@@ -171,19 +181,21 @@ def _measured(writer: Any, reader: Any, queue: Any) -> NDArray[np.float64]:
 
 def write(servers: str, topic: str, rate: int, seconds: float) -> None:
     """Produce at a steady rate; a request waits up to 2 ms for more records, which counts as latency."""
-    from kafka import KafkaProducer
+    from confluent_kafka import Producer
 
     contents = stream.values(20_000, 11, anomalies=_ANOMALIES)
-    producer = KafkaProducer(bootstrap_servers=servers, acks=1, linger_ms=2)
+    producer = Producer(
+        {"bootstrap.servers": servers, "acks": 1, "linger.ms": 2, "queue.buffering.max.messages": 10**6}
+    )
     started, n = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < seconds:
         due = int(passed * rate)
         while n < due:
-            producer.send(topic, contents[n % len(contents)], partition=n % stream.N_PARTITIONS)
+            producer.produce(topic, contents[n % len(contents)], partition=n % stream.N_PARTITIONS)
             n += 1
+        producer.poll(0)
         time.sleep(0.001)
     producer.flush(30)
-    producer.close(5)
 
 
 def read_alerts(servers: str, topic: str, seconds: float, queue: Any) -> None:
@@ -212,10 +224,16 @@ def read_alerts(servers: str, topic: str, seconds: float, queue: Any) -> None:
 
 
 def full_load(
-    node: KafkaNode, folder: Path, topic: str, model: Model, is_training: bool, resident: list[NDArray[np.float64]]
+    node: KafkaNode,
+    folder: Path,
+    topic: str,
+    model: Model,
+    client: ClientName,
+    is_training: bool,
+    resident: list[NDArray[np.float64]],
 ) -> float:
     """Return how many records a second a service judges that has more to do than it can; note its scorer's memory."""
-    with closing(service(node, folder, topic)) as surroundings:
+    with closing(service(node, folder, client, topic)) as surroundings:
         port = surroundings.settings.http.scorer_port
         surroundings.publish(model)
         scorer = psutil.Process(surroundings.serve().pid)

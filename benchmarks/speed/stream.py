@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from chaos.bench import Bench, ask, create_topics, wait_until
 from chaos.node import KafkaNode
 from chaos.processes import read_trace
+from consumers.clients import ClientName
 from consumers.records import Field, RecordSchema
 from models.presets import PRESETS
 from models.training import TrainingConfig, train
@@ -131,6 +132,11 @@ def bench(node: KafkaNode, folder: Path, topic: str | None = None, **overrides: 
     if topic is not None:
         surroundings.topic = topic
     return surroundings
+
+
+def by(node: KafkaNode, client: ClientName) -> dict[str, Any]:
+    """Return the settings below ``kafka`` with which a client reaches a node."""
+    return {"bootstrap_servers": node.bootstrap_servers, "client": client.value}
 
 
 def drained(surroundings: Bench, scored: Model, n_records: int) -> float:

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from numpy.typing import NDArray
 
 from consumers.clients import Events, Failure, Membership, MovedOn, NothingCommitted, OutOfRange, WriteFailed
 from consumers.errors import BrokerUnavailable, ConsumersError, MembershipLost, NotAuthorized, TopicMissing
 from consumers.kafka_client import servers
 from consumers.polled import Polled, Run
-from consumers.records import Position
+from consumers.records import Position, RawRecord
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +250,7 @@ class ConfluentMember:
             next_offset = _offset(messages[start - 1]) + 1
             self._next[topic, partition] = next_offset
             runs.append(Run(topic, partition, n, next_offset))
-        return Polled(map(_Record, messages), runs)
+        return _Messages(messages, runs)
 
     # --- what librdkafka tells, from inside a poll ---------------------------------------------------------------
 
@@ -286,6 +288,35 @@ class ConfluentMember:
     def _note_statistics(self, told: str) -> None:
         group = json.loads(told).get("cgrp", {})
         self._coordinator, self._join_state = group.get("state", ""), group.get("join_state", "")
+
+
+class _Messages(Polled):
+    """Messages that become records when they are looked at, which most never are."""
+
+    def __init__(self, messages: Sequence[Message], runs: Sequence[Run]) -> None:
+        super().__init__(messages, runs)
+        self._timestamps: NDArray[np.int64] | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> RawRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RawRecord]: ...
+    def __getitem__(self, index: int | slice) -> RawRecord | Sequence[RawRecord]:
+        if isinstance(index, slice):
+            return list(map(_Record, self._records[index]))
+        return _Record(self._records[index])
+
+    def __iter__(self) -> Iterator[RawRecord]:
+        return map(_Record, self._records)
+
+    def values(self) -> list[bytes | None]:
+        return [message.value() for message in self._records]
+
+    def timestamps(self) -> NDArray[np.int64]:
+        if self._timestamps is None:
+            times = (message.timestamp()[1] for message in self._records)
+            self._timestamps = np.fromiter(times, dtype=np.int64, count=len(self._records))
+        return self._timestamps
 
 
 class _Record:

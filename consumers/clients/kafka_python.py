@@ -324,7 +324,7 @@ def _with_metadata(offsets: Mapping[Position, int]) -> dict[TopicPartition, Any]
 def _polled(records: Mapping[TopicPartition, Sequence[RawRecord]]) -> Polled:
     """Return records by partition as a poll."""
     runs = [Run(tp.topic, tp.partition, len(of), of[-1].offset + 1) for tp, of in records.items() if of]
-    return Polled((record for of in records.values() for record in of), runs)
+    return Polled([record for of in records.values() for record in of], runs)
 
 
 def _listener(events: Events) -> Any:

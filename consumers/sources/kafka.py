@@ -139,7 +139,7 @@ class KafkaSource:
         self._pay_owed()
         self._check_reached()
         self._check_progress()
-        return polled
+        return polled or []
 
     def stay(self) -> None:
         """Tell the group that this member is well although it does not poll: a batch takes its time."""

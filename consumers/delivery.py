@@ -22,7 +22,7 @@ class Delivery(Protocol):
         """Return when the verdicts and dead letters of a batch are with the brokers."""
 
     def commit(self, positions: Mapping[Position, int], while_waiting: Callable[[], None]) -> None:
-        """Return when the next offsets to read are remembered."""
+        """Return when the next offsets to read are remembered, or are going to be before those of the next batch."""
 
 
 class AtLeastOnce:
@@ -39,7 +39,7 @@ class AtLeastOnce:
         self._sink.flush(while_waiting)
 
     def commit(self, positions: Mapping[Position, int], while_waiting: Callable[[], None]) -> None:
-        """Commit with the group."""
+        """Commit with the group; nobody waits for its answer but the commit after the next batch."""
         self._source.commit(positions)
 
 

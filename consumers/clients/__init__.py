@@ -79,6 +79,19 @@ class Events(NamedTuple):
     gone: Callable[[frozenset[Position]], None]
 
 
+class PendingCommit(Protocol):
+    """A commit that was sent; a :class:`concurrent.futures.Future` is one."""
+
+    def done(self) -> bool:
+        """Return whether the group has answered."""
+
+    def result(self, timeout: float | None = None) -> None:
+        """Return when the offsets are committed; raise `MovedOn` if the group does not take them.
+
+        Raises `BrokerUnavailable` or TimeoutError if it is not known whether they are.
+        """
+
+
 class Member(Protocol):
     """A member of a consumer group. It commits nothing by itself, and joins in its first polls."""
 
@@ -106,8 +119,8 @@ class Member(Protocol):
     def seek(self, partition: Position, offset: int) -> None:
         """Go on at this offset."""
 
-    def commit(self, offsets: Mapping[Position, int]) -> None:
-        """Return when they are committed; raise `MovedOn` if the group does not take them."""
+    def send_commit(self, offsets: Mapping[Position, int]) -> PendingCommit:
+        """Begin to commit these; one after the other, and before a later poll gives a partition away."""
 
     def pause(self, partitions: Collection[Position]) -> None:
         """Give nothing of these."""

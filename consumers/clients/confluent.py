@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any, overload
@@ -81,6 +82,7 @@ class ConfluentMember:
         self._nothing_committed: list[Position] = []
         self._out_of_range: dict[Position, int] = {}
         self._coordinator = self._join_state = ""
+        self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
         with self._errors.translated():
             self._consumer = Consumer(
                 {
@@ -166,8 +168,11 @@ class ConfluentMember:
         if partition in self._paused:
             self.pause([partition])
 
-    def commit(self, offsets: Mapping[Position, int]) -> None:
-        """Return when they are committed."""
+    def send_commit(self, offsets: Mapping[Position, int]) -> Future[None]:
+        """Begin to commit these, in a thread: librdkafka would tell what came of it among the records only."""
+        return self._committing.submit(self._commit, offsets)
+
+    def _commit(self, offsets: Mapping[Position, int]) -> None:
         if not offsets:
             return
         named = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
@@ -206,6 +211,7 @@ class ConfluentMember:
 
     def close(self) -> None:
         """Leave the group."""
+        self._committing.shutdown()  # a thread within the consumer must not see it go
         self._consumer.close()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from consumers.clients import Events, Failure, Membership, MovedOn, NothingCommitted, OutOfRange, WriteFailed
@@ -98,8 +98,12 @@ class KafkaPythonMember:
         """Go on at this offset."""
         self._consumer.seek(*_named([partition]), offset)
 
+    def send_commit(self, offsets: Mapping[Position, int]) -> _SentCommit:
+        """Begin to commit these: they are sent by the next poll."""
+        return _SentCommit(self, offsets)
+
     def commit(self, offsets: Mapping[Position, int]) -> None:
-        """Return when they are committed."""
+        """Return when they are committed, tried again and again for the session timeout."""
         from kafka import errors
 
         with translated(self._where):
@@ -157,6 +161,29 @@ class KafkaPythonMember:
         """The member's generation and name; None if it hears that it is out, for then it forgets its name."""
         known = self._consumer.group_metadata()
         return None if known.generation_id < 0 else known
+
+
+class _SentCommit:
+    """A :class:`consumers.clients.PendingCommit`."""
+
+    def __init__(self, member: KafkaPythonMember, offsets: Mapping[Position, int]) -> None:
+        self._member = member
+        self._offsets = offsets
+        self._coordinator = member._consumer._coordinator
+        send = self._coordinator._send_offset_commit_request
+        # What the consumer's own method gives is done, where the coordinator is not known, as soon as it is found.
+        self._future = self._coordinator._manager.call_soon(send, _with_metadata(offsets))
+
+    def done(self) -> bool:
+        return bool(self._future.is_done)
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self._future.is_done:
+            timeout_ms = None if timeout is None else 1000 * timeout
+            with suppress(Exception):  # the future has it, or nothing is known
+                self._coordinator._net.run(self._coordinator._manager.wait_for, self._future, timeout_ms)
+        if not (self._future.is_done and self._future.succeeded()):
+            self._member.commit(self._offsets)
 
 
 class KafkaPythonWriter:

@@ -21,7 +21,11 @@ class Source(Protocol):
         """Tell that this reader is well although it does not poll: a batch takes its time."""
 
     def commit(self, positions: Mapping[Position, int]) -> None:
-        """Remember, durably, the next offset to read of each partition."""
+        """Begin to remember the next offset to read of each partition.
+
+        It is remembered, durably and for this reader alone, when the next call of this, or of `close`, has returned. A
+        partition is not given to another reader before.
+        """
 
     def pause(self) -> None:
         """Give nothing from now on, also of partitions assigned later, and stay in the group."""

@@ -5,16 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from consumers.access import check_access
-from consumers.clients import ClientName, Events, Membership, MovedOn, NothingCommitted, OutOfRange, join
+from consumers.clients import (
+    ClientName,
+    Events,
+    Membership,
+    MovedOn,
+    NothingCommitted,
+    OutOfRange,
+    PendingCommit,
+    join,
+)
 from consumers.errors import BrokerUnavailable, MembershipLost, OffsetLost
 from consumers.kafka_client import servers
 from consumers.records import Position, RawRecord
 from consumers.watchdog import ProgressWatchdog
 
 log = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 3.0
 
 
 class KafkaSource:
@@ -90,6 +102,8 @@ class KafkaSource:
         self._watchdog = ProgressWatchdog(stall_timeout_s)
         self._owed: dict[Position, int] = {}
         """What a rebalance kept from being committed."""
+        self._sent: tuple[dict[Position, int], PendingCommit] | None = None
+        """What was committed last, of partitions that stayed here, until it is known what came of it."""
         self._is_paused = False
         self._is_closed = False
         check_access(connection, reads=topics, group_id=group_id, where=self._where)
@@ -136,6 +150,8 @@ class KafkaSource:
                 f"{self._where}: another member of the group has this instance id: {error}; "
                 "give each scorer its own input.instance_id"
             ) from error
+        if self._sent is not None and self._sent[1].done():
+            self.settle()
         self._pay_owed()
         self._check_reached()
         self._check_progress()
@@ -146,7 +162,7 @@ class KafkaSource:
         self._member.stay()
 
     def commit(self, positions: Mapping[Position, int]) -> None:
-        """Remember the next offsets with the group.
+        """Begin to remember the next offsets with the group; see :class:`consumers.sources.Source`.
 
         If the group has given the partitions to somebody else meanwhile, nothing is remembered: the new owner reads the
         records again.
@@ -154,12 +170,33 @@ class KafkaSource:
         Raises
         ------
         BrokerUnavailable
-            If the group's coordinator cannot be reached; nothing is known to be remembered.
+            If it is not known whether the call before was remembered: the group's coordinator cannot be reached.
         """
+        self.settle()
         for partition in positions:
             self._owed.pop(partition, None)
-        if not self._commit(positions):
-            self._owed |= positions
+        self._sent = dict(positions), self._member.send_commit(positions)
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Return when it is known what came of the last commit; wait for the session timeout, or so long.
+
+        Raises
+        ------
+        BrokerUnavailable
+            If it is not known then.
+        """
+        if self._sent is None:
+            return
+        (offsets, pending), self._sent = self._sent, None
+        try:
+            pending.result(self._session_timeout_s if timeout_s is None else timeout_s)
+        except MovedOn as error:
+            log.warning("not committed, the group has moved on; what is not committed is read again: %s", error)
+            self._owed |= offsets
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"no answer from {self._where} to a commit for {self._session_timeout_s:g} s; check the brokers"
+            ) from error
 
     @property
     def membership(self) -> Any:
@@ -193,6 +230,8 @@ class KafkaSource:
         """Leave the group, unless this member has an instance id, by which it comes back; twice is fine."""
         if not self._is_closed:
             self._is_closed = True
+            with suppress(BrokerUnavailable):
+                self.settle(_CLOSE_TIMEOUT_S)
             self._member.close()
 
     @property
@@ -219,7 +258,7 @@ class KafkaSource:
         found |= self._member.begins(old) if self._start == "earliest" else self._member.ends(old)
         for partition, offset in found.items():
             self._member.seek(partition, offset)
-        self._commit(found)
+        self._commit_now(found)
 
     def _skip(self, lost: Mapping[Position, int]) -> None:
         """Go on where there is something to read."""
@@ -241,20 +280,15 @@ class KafkaSource:
             if self._on_skipped is not None:
                 self._on_skipped((topic, partition), max(0, goal - offset))
 
-    def _commit(self, offsets: Mapping[Position, int]) -> bool:
-        """Commit; return False if the group is rebalancing or has moved on."""
-        try:
-            self._member.commit(offsets)
-        except MovedOn as error:
-            log.warning("not committed, the group has moved on; what is not committed is read again: %s", error)
-            return False
-        return True
+    def _commit_now(self, offsets: Mapping[Position, int]) -> None:
+        self.commit(offsets)
+        self.settle()
 
     def _pay_owed(self) -> None:
         """Commit what a rebalance kept from being committed, of partitions that stayed here."""
         if self._owed and not self._member.is_rebalancing:
             owed, self._owed = self._owed, {}
-            self._commit(owed)
+            self._commit_now(owed)
 
     # --- is all well? -----------------------------------------------------------------------------------------------
 
@@ -292,7 +326,10 @@ class KafkaSource:
 
     def _note_gone(self, partitions: frozenset[Position]) -> None:
         for partition in partitions:
+            # Should it come back, another may have committed more meanwhile.
             self._owed.pop(partition, None)
+            if self._sent is not None:
+                self._sent[0].pop(partition, None)
         self._note_rebalance()
 
     def _note_rebalance(self) -> None:

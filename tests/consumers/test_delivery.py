@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_at_least_once_publishes_before_it_commits(topics: Topics, read_until: A
     assert len(topics.visible()) == 5
     assert topics.committed()[0] == 0
     delivery.commit(after(raw), nothing)
+    source.settle()
     assert topics.committed()[0] == 5
 
 
@@ -282,6 +284,7 @@ def test_a_member_that_stays_keeps_its_partitions_through_a_long_batch(topics: T
         source.stay()
         time.sleep(0.2)  # the batch
     source.commit(after(raw))
+    source.settle()
     assert topics.committed()[0] == 5
     source.poll(0.5)
     assert changes == []
@@ -424,15 +427,29 @@ def test_what_a_rebalance_kept_from_being_committed_is_committed_later(
     source = topics.source()
     raw = read_until(source, 5)
 
-    def refuse(_: Any) -> None:
-        raise MovedOn("as a broker says while a group rebalances")
+    def refuse(_: Any) -> Future[None]:
+        refused: Future[None] = Future()
+        refused.set_exception(MovedOn("as a broker says while a group rebalances"))
+        return refused
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(source._member, "commit", refuse)
+        patched.setattr(source._member, "send_commit", refuse)
         source.commit(after(raw))
+        source.settle()
     assert "not committed, the group has moved on" in caplog.text
     assert topics.committed()[0] == 0
     until = time.monotonic() + 10
     while topics.committed()[0] != 5:
         assert time.monotonic() < until
         source.poll(0.1)
+
+
+def test_a_commit_is_not_waited_for_but_by_the_next_one_and_by_the_end(topics: Topics, read_until: Any) -> None:
+    topics.produce(5)
+    source = topics.source()
+    read_until(source, 5)
+    source.commit({(topics.topic, 0): 2})
+    source.commit({(topics.topic, 0): 4})
+    assert topics.committed()[0] in (2, 4)
+    source.close()
+    assert topics.committed()[0] == 4

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -575,6 +575,29 @@ class SimulatedLiveModel(LiveModel):
 # --- the ends of a scorer -------------------------------------------------------------------------------------------
 
 
+class SentCommit:
+    """A commit on its way: it arrives once, at a moment of the schedule's, or never."""
+
+    def __init__(self, broker: Broker, offsets: dict[int, int], who: Membership) -> None:
+        self.offsets = offsets
+        self.owed = dict(offsets)
+        """Those of partitions that stayed here."""
+        self.is_there = False
+        self.refusal: Refused | None = None
+        self.error: BrokerUnavailable | None = None
+        """What its sender hears, whatever came of it."""
+        self._broker, self._who = broker, who
+
+    def arrive(self) -> None:
+        if self.is_there:
+            return
+        self.is_there = True
+        try:
+            self._broker.commit(self.offsets, self._who)
+        except Refused as refusal:
+            self.refusal = refusal
+
+
 class SimulatedSource:
     """A member of the simulated group, with the manners of :class:`consumers.sources.kafka.KafkaSource`."""
 
@@ -586,6 +609,7 @@ class SimulatedSource:
         self._next: dict[int, int | None] = {}
         """Partition → the next offset to read; None while that is not known."""
         self._owed: dict[int, int] = {}
+        self._sent: SentCommit | None = None
         self._is_paused = self._is_closed = False
         process.source = self
         self._world.step(process, "connects its source")
@@ -597,6 +621,8 @@ class SimulatedSource:
         world.step(self._process, "polls")
         if world.fault("poll", "before"):
             raise BrokerUnavailable("the poll failed")
+        if self._sent is not None and self._sent.error is None:
+            self._sent.arrive()  # what was sent to the coordinator before is with it before
         try:
             if self.member is None:
                 self.member = broker.group.join(self._process.instance_id)
@@ -606,8 +632,7 @@ class SimulatedSource:
         except Refused:
             world.note(f"{self._process.name} finds itself put out of the group")
             self.member = None
-            self._next.clear()
-            self._owed.clear()
+            self._take(frozenset())
             return []
         self._take(owned)
         member = broker.group.members[self.member]
@@ -631,28 +656,38 @@ class SimulatedSource:
         self._world.step(self._process, "stays")
 
     def commit(self, positions: Mapping[Position, int]) -> None:
+        self._settle()
         world, offsets = self._world, {partition: offset for (_, partition), offset in positions.items()}
-        world.step(self._process, f"commits {offsets}")
-        fault = world.fault("commit", "before", "after", "late", "refused")
-        if fault == "late":
-            who = self._membership
-            world.late.append(lambda: self._commit(offsets, who))
-        if fault in ("before", "late"):
-            raise BrokerUnavailable(f"the commit failed ({fault})")
+        world.step(self._process, f"sends a commit of {offsets}")
         for partition in offsets:
             self._owed.pop(partition, None)
-        if fault == "refused" and self._broker.group.is_rebalancing:
-            self._owed |= offsets
+        fault = world.fault("commit", "before", "after", "late", "refused")
+        self._sent = sent = SentCommit(self._broker, offsets, self._membership)
+        if fault in ("before", "after", "late"):
+            sent.error = BrokerUnavailable(f"the commit failed ({fault})")
+        if fault == "before":
+            sent.is_there = True  # it never will be
+        elif fault == "refused" and self._broker.group.is_rebalancing:
+            sent.is_there, sent.refusal = True, Refused("the group is rebalancing")
+        elif fault == "after" or (fault != "late" and world.rng.random() < 0.5):
+            sent.arrive()
+        else:
+            world.late.append(sent.arrive)
+
+    def _settle(self) -> None:
+        """Wait for what came of the last commit."""
+        sent, self._sent = self._sent, None
+        if sent is None:
             return
-        try:
-            self._broker.commit(offsets, self._membership)
-        except FencedInstance as error:
-            raise BrokerUnavailable("another member has the instance id") from error
-        except Refused as refusal:
-            world.note(f"{self._process.name} is not let commit: {refusal}")
-            self._owed |= offsets
-        if fault == "after":
-            raise BrokerUnavailable("the commit failed (after)")
+        self._world.step(self._process, "hears of its commit")
+        if sent.error is not None:
+            raise sent.error
+        sent.arrive()
+        if isinstance(sent.refusal, FencedInstance):
+            raise BrokerUnavailable("another member has the instance id")
+        if sent.refusal is not None:
+            self._world.note(f"{self._process.name} is not let commit: {sent.refusal}")
+            self._owed |= sent.owed
 
     @property
     def membership(self) -> Membership:
@@ -673,6 +708,8 @@ class SimulatedSource:
         if self._is_closed or self._process.is_dead:
             return
         self._is_closed = True
+        with suppress(BrokerUnavailable):
+            self._settle()
         self._world.step(self._process, "leaves the group")
         if self.member is not None and self._process.instance_id is None and not self._world.fault("close", "lost"):
             self._broker.group.leave(self.member)
@@ -699,7 +736,9 @@ class SimulatedSource:
             return
         self._on_rebalance()
         self._next = {partition: self._next.get(partition) for partition in sorted(owned)}
-        self._owed = {partition: offset for partition, offset in self._owed.items() if partition in owned}
+        for owed in (self._owed, self._sent.owed if self._sent is not None else {}):
+            for partition in set(owed) - owned:
+                del owed[partition]
         self._world.note(f"{self._process.name} owns {sorted(owned)}")
 
     def _read(self, n: int) -> list[StoredRecord]:

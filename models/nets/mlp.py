@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
 LEAK = 0.2
@@ -27,8 +25,11 @@ _CHUNK_LOGITS = 2**17
 """Half a MiB, which stays in a core's cache."""
 
 
-class ProjectionNet(nn.Module):
-    """f and what tells the projections apart, over fixed projections.
+class ProjectionNet:
+    """f and what tells the projections apart, over fixed projections, with its gradients written out.
+
+    Autograd's bookkeeping would take longer than the products of such small layers. All parameters are parts of one
+    vector, so that an optimiser goes over them at once.
 
     Parameters
     ----------
@@ -40,90 +41,130 @@ class ProjectionNet(nn.Module):
         ``linear`` or ``centres``.
     """
 
-    projections: torch.Tensor
-
     def __init__(
         self,
         projections: NDArray[np.float32],
         layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
         head: str = "linear",
+        device: str = "cpu",
     ) -> None:
-        super().__init__()
-        self.register_buffer("projections", torch.from_numpy(projections.copy()))
-        self.weights = nn.ParameterList([nn.Parameter(torch.from_numpy(w.copy())) for w, _ in layers])
-        self.biases = nn.ParameterList([nn.Parameter(torch.from_numpy(b.copy())) for _, b in layers])
-        self._head = head
+        self.projections = torch.from_numpy(projections.copy()).to(device)
+        parts = [torch.from_numpy(part) for layer in layers for part in layer]
+        self.parameters = torch.cat([part.flatten() for part in parts]).to(device)
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        shapes = [part.shape for part in parts]
+        self._layers = _in_pairs(self.parameters, shapes)
+        self._gradients = _in_pairs(self.parameters.grad, shapes)
+        self._n_hidden = len(layers) - (head == "linear")
 
     def loss(self, X: torch.Tensor, picked: torch.Tensor | None) -> torch.Tensor:
-        """Return the mean cross-entropy of ``(n, d)`` rows under the picked projections, or all of them if None."""
-        n_hidden = len(self.weights) - (self._head == "linear")
-        projections = self.projections if picked is None else self.projections[picked]
-        # (X T) W is X (T W): folding the first layer into the projection costs d x 8 instead of d x 32 a row.
-        folded = projections @ self.weights[0].T
-        n, m, width = len(X), len(projections), folded.shape[-1]
-        hidden = (X @ folded.transpose(0, 1).reshape(X.shape[1], m * width)).reshape(n * m, width) + self.biases[0]
-        for weight, bias in zip(self.weights[1:n_hidden], self.biases[1:n_hidden], strict=True):
-            hidden = functional.linear(functional.leaky_relu(hidden, LEAK), weight, bias)
-        features = functional.leaky_relu(hidden, LEAK)
-        of = torch.arange(m, device=X.device)
-        if self._head == "linear":
-            of = of if picked is None else picked
-            return linear_cross_entropy(features, self.weights[-1], self.biases[-1], of.repeat(n))
-        centres = features.reshape(n, m, width).mean(dim=0)
+        """Return the mean cross-entropy of ``(n, d)`` rows under the picked projections, or all of them if None.
+
+        Its gradient is then ``parameters.grad``.
+        """
+        (first, first_bias), *rest = self._layers[: self._n_hidden]
+        (d_first, d_first_bias), *d_rest = self._gradients[: self._n_hidden]
+        projections = self.projections if picked is None else self.projections.index_select(0, picked)
+        m, d, n_projected = projections.shape
+        n, width = len(X), len(first)
+        flat = projections.view(m * d, n_projected)
+        # (X T) W is X (T W): folding the first layer into the projection costs d x 8 instead of d x 32 a row. Hidden
+        # units are rows, what they are of columns: with as few units as here the products are faster than crosswise.
+        folded = torch.mm(first, flat.T).view(width * m, d)
+        hidden = [torch.mm(folded, X.T).view(width, m * n).add_(first_bias[:, None])]
+        functional.leaky_relu_(hidden[0], LEAK)
+        for weight, bias in rest:
+            hidden.append(functional.leaky_relu_(torch.addmm(bias[:, None], weight, hidden[-1]), LEAK))
+        loss, pull = self._head_loss(hidden[-1], m, picked)
+        for (weight, _), (d_weight, d_bias) in zip(reversed(rest), reversed(d_rest), strict=True):
+            pull = _leaky_relu_backward(pull, hidden.pop())
+            torch.mm(pull, hidden[-1].T, out=d_weight)
+            torch.sum(pull, dim=1, out=d_bias)
+            pull = torch.mm(weight.T, pull)
+        pull = _leaky_relu_backward(pull, hidden.pop())
+        torch.sum(pull, dim=1, out=d_first_bias)
+        torch.mm(torch.mm(pull.view(width * m, n), X).view(width, m * d), flat, out=d_first)
+        return loss
+
+    def _head_loss(
+        self, features: torch.Tensor, m: int, picked: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of features ``(width, m n)`` and its gradient by them; those of the head are written."""
+        width, n = len(features), features.shape[1] // m
+        of = torch.arange(m, device=features.device)
+        if self._n_hidden < len(self._layers):
+            (weight, bias), (d_weight, d_bias) = self._layers[-1], self._gradients[-1]
+            labels = (of if picked is None else picked).repeat_interleave(n)
+            return linear_cross_entropy(features, weight, bias, labels, d_weight, d_bias)
+        centres = features.view(width, m, n).mean(dim=2)
+        d_weight, d_bias = torch.empty_like(centres.T), torch.empty_like(centres[0])
         # Of -|z - c|² the term -|z|² is the same for all centres, and falls out of the softmax.
-        return linear_cross_entropy(features, 2.0 * centres, -centres.square().sum(dim=1), of.repeat(n))
+        loss, pull = linear_cross_entropy(
+            features, 2.0 * centres.T, -centres.square().sum(dim=0), of.repeat_interleave(n), d_weight, d_bias
+        )
+        d_centres = 2.0 * (d_weight.T - centres * d_bias)
+        pull.view(width, m, n).add_(d_centres[:, :, None], alpha=1.0 / n)
+        return loss, pull
 
     def layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Return the trained weights and biases as numpy arrays of their own."""
-        return [
-            (w.detach().cpu().numpy().copy(), b.detach().cpu().numpy().copy())
-            for w, b in zip(self.weights, self.biases, strict=True)
-        ]
+        return [(weight.cpu().numpy().copy(), bias.cpu().numpy().copy()) for weight, bias in self._layers]
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a linear layer's logits, and its gradients on the way, a chunk of rows at a time.
+def _in_pairs(vector: torch.Tensor, shapes: list[torch.Size]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the parts of a vector that are weight and bias of each layer."""
+    parts = torch.split(vector, [shape.numel() for shape in shapes])
+    shaped = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return list(zip(shaped[::2], shaped[1::2], strict=True))
 
-    All logits at once are 16 MiB for 64 rows under 256 projections, and PyTorch goes over them six times.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        n, m = len(hidden), len(weight)
-        n_chunk = n if hidden.is_cuda else max(1, _CHUNK_LOGITS // m)
-        loss = hidden.new_zeros(())
-        d_hidden, d_weight, d_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
-        for start in range(0, n, n_chunk):
-            rows, own = hidden[start : start + n_chunk], labels[start : start + n_chunk, None]
-            logits = torch.addmm(bias, rows, weight.T)
-            logits -= logits.amax(dim=1, keepdim=True)
-            loss -= logits.gather(1, own).sum()
-            total = logits.exp_().sum(dim=1, keepdim=True)
-            loss += total.log().sum()
-            # The gradient of the logits: (softmax - one-hot) / n.
-            logits /= total * n
-            logits.scatter_add_(1, own, logits.new_full((1, 1), -1.0 / n).expand(len(own), 1))
-            torch.mm(logits, weight, out=d_hidden[start : start + n_chunk])
-            d_weight.addmm_(logits.T, rows)
-            d_bias += logits.sum(dim=0)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        return loss / n
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (d_loss,) = grads
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * d_loss, d_weight * d_loss, d_bias * d_loss, None
+def _leaky_relu_backward(pull: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
+    """Return the gradient before a leaky ReLU of which `activated` came out, of the same sign as what went in."""
+    before: torch.Tensor = torch.ops.aten.leaky_relu_backward(pull, activated, LEAK, True)
+    return before
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Return the mean cross-entropy of logits ``hidden weightᵀ + bias``, ``(n, M)``, against ``(n,)`` labels."""
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels)  # type: ignore[no-untyped-call]
-    return loss
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: torch.Tensor,
+    d_weight: torch.Tensor,
+    d_bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean cross-entropy of a linear layer's logits, and its gradient by the features.
+
+    Logits are made a chunk of columns at a time: all at once they are 16 MiB for 64 rows under 256 projections, and are
+    gone over six times.
+
+    Parameters
+    ----------
+    features
+        ``(width, n)``, a column for each of the n.
+    weight, bias, labels
+        ``(M, width)``, ``(M,)`` and ``(n,)``: the logits are ``weight features + bias``.
+    d_weight, d_bias
+        Where the gradients by weight and bias are written.
+    """
+    n, m = features.shape[1], len(weight)
+    n_chunk = n if features.is_cuda else max(1, _CHUNK_LOGITS // m)
+    loss, d_features = features.new_zeros(()), torch.empty_like(features)
+    d_weight.zero_()
+    d_bias.zero_()
+    for start in range(0, n, n_chunk):
+        columns, own = features[:, start : start + n_chunk], labels[None, start : start + n_chunk]
+        logits = torch.addmm(bias[:, None], weight, columns)
+        logits -= logits.amax(dim=0, keepdim=True)
+        loss -= logits.gather(0, own).sum()
+        total = logits.exp_().sum(dim=0, keepdim=True)
+        loss += total.log().sum()
+        # The gradient of the logits: (softmax - one-hot) / n.
+        logits /= total * n
+        logits.scatter_add_(0, own, logits.new_full((1, 1), -1.0 / n).expand_as(own))
+        d_features[:, start : start + n_chunk] = torch.mm(weight.T, logits)
+        d_weight.addmm_(logits, columns.T)
+        d_bias += logits.sum(dim=1)
+    return loss / n, d_features
 
 
 class ProjectionTraining:
@@ -149,18 +190,18 @@ class ProjectionTraining:
         device: str,
         seed: int,
     ) -> None:
-        self.net = net.to(device)
+        self.net = net
         self._device = device
         self._batch_rows = batch_rows
         self._n_picked = n_picked
-        self._optimizer = _OPTIMIZERS[optimizer](list(self.net.parameters()), learning_rate)
+        self._optimizer = _OPTIMIZERS[optimizer]([net.parameters], learning_rate)
         # Draws are made on the CPU, so that a run on a GPU sees the same batches.
         self._generator = torch.Generator().manual_seed(seed)
 
     def run(self, X: NDArray[np.float32], n_steps: int, on_step: Callable[[int, float], None] | None = None) -> None:
         """Train for `n_steps` minibatches of ``(n, d)``; every 50 steps, and at the end, report (steps done, loss)."""
         data = torch.from_numpy(X).to(self._device)
-        with one_thread():
+        with one_thread(), torch.no_grad():
             do = self._step_of(data, n_steps)
             for step, (rows, picked) in enumerate(self._draws(len(X), n_steps), 1):
                 loss = do(rows, picked)
@@ -171,11 +212,9 @@ class ProjectionTraining:
         """Return what does a minibatch."""
 
         def step(rows: torch.Tensor, picked: torch.Tensor | None) -> torch.Tensor:
-            self._optimizer.zero_grad()
-            loss = self.net.loss(data[rows], picked)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self.net.loss(data.index_select(0, rows), picked)
             self._optimizer.step()
-            return loss.detach()
+            return loss
 
         return _Recorded(step) if data.is_cuda and n_steps > 2 * _EAGER_STEPS else step
 
@@ -246,17 +285,17 @@ class _Recorded:
         return done
 
 
-def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def _adam(parameters: list[torch.Tensor], learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=learning_rate, fused=True, capturable=parameters[0].is_cuda)
 
 
-def _sgd(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def _sgd(parameters: list[torch.Tensor], learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters, lr=learning_rate, momentum=SGD_MOMENTUM, weight_decay=SGD_WEIGHT_DECAY, fused=True
     )
 
 
-_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
+_OPTIMIZERS: dict[str, Callable[[list[torch.Tensor], float], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
 
 
 @contextmanager

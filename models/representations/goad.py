@@ -131,7 +131,7 @@ class Goad:
         if projections.shape[1] != X.shape[1]:
             raise ValueError(f"goad: X has {X.shape[1]} columns, the loaded projections {projections.shape[1]}")
         self._training = ProjectionTraining(
-            ProjectionNet(projections, self._layers, self.options["head"]),
+            ProjectionNet(projections, self._layers, self.options["head"], device),
             batch_rows=self.options["batch_rows"],
             n_picked=self.options["n_picked"],
             optimizer=self.options["optimizer"],

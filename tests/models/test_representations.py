@@ -410,9 +410,16 @@ def test_goad_learns_to_tell_its_projections_apart(head: str, n_picked: int) -> 
 
 
 def slow_loss(
-    head: str, projections: torch.Tensor, layers: list[tuple[torch.Tensor, torch.Tensor]], X: torch.Tensor
+    head: str,
+    projections: torch.Tensor,
+    layers: list[tuple[torch.Tensor, torch.Tensor]],
+    X: torch.Tensor,
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the loss of equation 3 with 5, or with 4, projection by projection and row by row."""
+    """Return the loss of equation 3 with 5, or with 4, projection by projection and row by row.
+
+    The labels are those of the projections, if they are not all.
+    """
     embedded = []
     for projection in projections:
         hidden = X @ projection
@@ -427,7 +434,8 @@ def slow_loss(
                 logits = layers[5][0] @ row + layers[5][1]
             else:
                 logits = torch.stack([-(row - centre).square().sum() for centre in centres])
-            total = total - torch.log(torch.exp(logits[m]) / torch.exp(logits).sum())
+            own = m if labels is None else int(labels[m])
+            total = total - torch.log(torch.exp(logits[own]) / torch.exp(logits).sum())
     return total / (len(X) * len(projections))
 
 
@@ -457,20 +465,40 @@ def test_steps_of_sgd_are_those_of_the_paper(head: str) -> None:
     assert any(not np.allclose(after[name], before[name]) for name in after)
 
 
-def test_the_loss_in_chunks_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_in_chunks_and_its_gradients_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlp, "_CHUNK_LOGITS", 64)
     generator = torch.Generator().manual_seed(0)
     shapes = [(50, 3), (7, 3), (7,)]
-    fast = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
-    slow = [array.detach().clone().requires_grad_() for array in fast]
+    arrays = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    rows, weight, bias = (array.detach() for array in arrays)
     labels = torch.randint(7, (50,), generator=generator)
-    loss = mlp.linear_cross_entropy(*fast, labels)
-    expected = functional.cross_entropy(functional.linear(*slow), labels)
-    (3.0 * loss).backward()  # type: ignore[no-untyped-call]
-    (3.0 * expected).backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(loss, expected)
-    for mine, theirs in zip(fast, slow, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad)
+    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+    loss, d_features = mlp.linear_cross_entropy(rows.T, weight, bias, labels, d_weight, d_bias)
+    expected = functional.cross_entropy(functional.linear(*arrays), labels)
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, expected.detach())
+    for found, array in zip((d_features.T, d_weight, d_bias), arrays, strict=True):
+        torch.testing.assert_close(found, array.grad)
+
+
+@pytest.mark.parametrize("head", ["linear", "centres"])
+@pytest.mark.parametrize("is_picked", [False, True])
+def test_the_gradients_of_goads_loss_are_those_of_autograd(head: str, is_picked: bool) -> None:
+    rng = np.random.default_rng(0)
+    goad = Goad(n_transforms=6, n_projected=4, width=3, head=head).fit(np.zeros((1, 5), dtype=np.float32), rng)
+    assert goad._training is not None
+    X, picked = torch.tensor(rng.normal(size=(9, 5)).astype(np.float32)), torch.tensor([4, 0, 3])
+    net = goad._training.net
+    loss = net.loss(X, picked if is_picked else None)
+    flat = [torch.tensor(part).requires_grad_() for layer in net.layers() for part in layer]
+    layers = list(zip(flat[::2], flat[1::2], strict=True))
+    labels = picked if is_picked else torch.arange(6)
+    expected = slow_loss(head, net.projections[labels], layers, X, labels if head == "linear" else None)
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, expected.detach())
+    assert net.parameters.grad is not None
+    gradients = torch.cat([part.grad.flatten() for part in flat if part.grad is not None])
+    torch.testing.assert_close(net.parameters.grad, gradients, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["linear", "centres"])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from models.occ.gde import GDE, indicators
+from models.occ.gde import GDE, indicators, score_together
 
 GAMMAS = ("auto", "excess", "otsu")
 GAMMA_BOUNDS = (0.005, 0.2)
@@ -45,19 +45,19 @@ def estimate_gamma(Z: NDArray[Any], *, method: str = "auto", seed: int = 0) -> f
     """
     if method not in GAMMAS:
         raise ValueError(f"method is {method!r}; allowed: {', '.join(GAMMAS)}")
-    if Z.ndim == 2 and len(Z):
-        is_indicator = indicators(Z[:, None, :])[0]
-        # A category is nothing like Gaussian; its rare values would count as an excess, however normal they are.
-        Z = Z if is_indicator.all() else Z[:, ~is_indicator]
+    is_indicator = indicators(Z[:, None, :])[0] if Z.ndim == 2 and len(Z) else np.zeros(Z.shape[-1], dtype=bool)
     if len(Z) > _MAX_ROWS:
         Z = Z[np.sort(np.random.default_rng(seed).choice(len(Z), _MAX_ROWS, replace=False))]
+    # A category is nothing like Gaussian; its rare values would count as an excess, however normal they are.
+    if is_indicator.any() and not is_indicator.all():
+        Z = Z[:, ~is_indicator]
     shares = []
     if method in ("auto", "excess"):
         # Of few rows nobody can tell: what chance leaves open is added, since too much costs less than too little.
         scores = core_scores(Z, np.random.default_rng(seed))
         shares.append(excess_share(scores) + CHANCE / math.sqrt(len(Z)))
     if method in ("auto", "otsu"):
-        scores = GDE(shrinkage=_SHRINKAGE).fit(Z).score(Z)
+        scores = score_together([GDE(shrinkage=_SHRINKAGE).fit(Z)], Z)[0]
         shares.append(otsu_share(np.sqrt(scores - scores.min())))
     low, high = GAMMA_BOUNDS
     return float(np.clip(2.0 * min(shares), low, high))
@@ -74,16 +74,17 @@ def core_scores(Z: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float64
     order = rng.permutation(len(Z))
     halves = (order[::2], order[1::2]) if len(Z) > 1 else (order, order)
     for ours, theirs in (halves, halves[::-1]):
-        scores[theirs] = _core(Z[np.sort(ours)]).score(Z[theirs])
+        scores[theirs] = score_together([_core(Z, np.sort(ours))], Z[theirs])[0]
     return scores
 
 
-def _core(Z: NDArray[Any]) -> GDE:
-    n_core = max(1, round(CORE_SHARE * len(Z)))
-    core = GDE(shrinkage=_SHRINKAGE).fit(Z)
+def _core(Z: NDArray[Any], rows: NDArray[np.intp]) -> GDE:
+    """Return the Gaussian of the likeliest three quarters of some rows."""
+    n_core = max(1, round(CORE_SHARE * len(rows)))
+    core, own = GDE(shrinkage=_SHRINKAGE).fit(Z, rows=rows), Z[rows]
     for _ in range(_N_STEPS):
-        likeliest = np.sort(np.argsort(core.score(Z), kind="stable")[:n_core])
-        core = GDE(shrinkage=_SHRINKAGE).fit(Z[likeliest])
+        likeliest = np.sort(np.argsort(score_together([core], own)[0], kind="stable")[:n_core])
+        core = GDE(shrinkage=_SHRINKAGE).fit(own, rows=likeliest)
     return core
 
 

@@ -67,9 +67,9 @@ class Explainer:
     precision: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, X: NDArray[np.float32]) -> Explainer:
-        """Fit to the refined rows ``(n, d)``."""
-        state = GDE(shrinkage=Identity.shrinkage).fit(X).state()
+    def fit(cls, X: NDArray[np.float32], rows: NDArray[np.intp] | None = None) -> Explainer:
+        """Fit to the refined `rows` ``(r,)`` of ``(n, d)``; None: all."""
+        state = GDE(shrinkage=Identity.shrinkage).fit(X, rows=rows).state()
         whiten = state.arrays["whiten"][0]
         return cls(state.arrays["mean"][0], whiten @ whiten.T)
 

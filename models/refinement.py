@@ -162,7 +162,7 @@ def refine(
     order = order[~known.is_anomaly[order]]
     if len(order) < min(2, n):
         raise ValueError(f"all but {len(order)} of {n} rows are known as anomalies; needed: at least 2 that are not")
-    subsets = np.array_split(order, max(1, min(n_subsets, len(order) // MIN_SUBSET_ROWS)))
+    subsets = [np.sort(part) for part in np.array_split(order, max(1, min(n_subsets, len(order) // MIN_SUBSET_ROWS)))]
     n_rejected = min(n - 1, math.ceil(gamma * n - 1e-9))
     n_votes = 1 if vote == "unanimous" else len(subsets) // 2 + 1
     tie_break = rng.permutation(n)
@@ -215,15 +215,24 @@ def _fit(
 ) -> OneClassClassifier:
     """Fit to the weighted rows of a subset, or to all of it where less than half is left: too few to fit on."""
     if weights is None or 2.0 * weights[subset].sum() < len(subset):
-        return member.fit(Z[subset])
-    return fit_weighted(member, Z[subset], weights[subset])
+        weights = np.ones(len(Z))
+    return fit_weighted(member, Z, weights, subset)
 
 
-def fit_weighted(classifier: OneClassClassifier, Z: NDArray[Any], weights: NDArray[np.float64]) -> OneClassClassifier:
-    """Fit to rows ``(n, ...)`` of which refinement left `weights` ``(n,)``, 0 to 1; rows removed whole are not seen."""
-    if ((weights == 0.0) | (weights == 1.0)).all():
-        return classifier.fit(Z[weights == 1.0])
-    return classifier.fit(Z, weights)
+def fit_weighted(
+    classifier: OneClassClassifier, Z: NDArray[Any], weights: NDArray[np.float64], rows: NDArray[np.intp]
+) -> OneClassClassifier:
+    """Fit to some `rows` ``(r,)`` of ``(n, ...)``, of which refinement left `weights` ``(n,)``, 0 to 1.
+
+    Rows removed whole are not seen. A Gaussian reads the others where they are; for other classifiers they are copied.
+    """
+    of_rows = weights[rows]
+    is_hard = bool(((of_rows == 0.0) | (of_rows == 1.0)).all())
+    if is_hard:
+        rows = rows[of_rows == 1.0]
+    if isinstance(classifier, GDE):
+        return classifier.fit(Z, None if is_hard else weights, rows=rows)
+    return classifier.fit(Z[rows]) if is_hard else classifier.fit(Z[rows], of_rows)
 
 
 def _soft_weights(score: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -324,19 +323,22 @@ def train(
 
     refinement = refined.refinement
     report(Progress("calibrate", refined.n_steps, refined.n_steps, None, refinement.excluded_ratio))
-    Z, votes, weights = _judge_all(refined, representation, everything, is_learned_from, known)
+    Z, votes_of_Z, weights, order = _judge_all(refined, representation, everything, is_learned_from, known)
+    votes = np.empty_like(votes_of_Z)
+    votes[order] = votes_of_Z
     kept = known.settle(votes < refinement.n_votes)
-    classifier, scores = _classifier(config, refinement, Z, weights, is_held_out)
+    # Held-out rows stand in one order in both, and so do their scores.
+    classifier, scores = _classifier(config, refinement, Z, weights, is_held_out[order])
     # γ is meant to be twice the share of anomalies; where it is estimated, that may be half as many again.
     calibration = calibrate(scores, kept[is_held_out], max_anomalous_ratio=0.75 * refined.gamma)
-    refined_rows = everything[kept] if kept.any() else everything
+    refined_rows = np.flatnonzero(kept) if kept.any() else np.arange(n_rows)
     explainer: Explainer | PictureExplainer
     if config.takes_pictures:
         usual = scores[kept[is_held_out]] if kept[is_held_out].any() else scores
         seeing = cast(PictureRepresentation, representation)
-        explainer = PictureExplainer.fit(refined_rows, float(np.median(usual)), seeing, rng)
+        explainer = PictureExplainer.fit(everything[refined_rows], float(np.median(usual)), seeing, rng)
     else:
-        explainer = Explainer.fit(refined_rows)
+        explainer = Explainer.fit(everything, refined_rows)
     model = Model(
         preprocessor,
         # As loaded from a file: without optimiser and network, and not to be trained on by anybody.
@@ -363,19 +365,24 @@ def _judge_all(
     everything: NDArray[Any],
     is_refined: NDArray[np.bool_],
     known: Known,
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """Return embeddings, votes and weights of all rows, of which refinement has seen some."""
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.intp]]:
+    """Return embeddings, votes and weights of all rows, those first that refinement has seen, and which rows they are.
+
+    In their own order the embeddings, which are most of the memory that a training takes, would be written twice.
+    """
     refinement = refined.refinement
     if is_refined.all():
-        return refined.embedding, refinement.votes, refinement.weights
-    others = representation.embed(everything[~is_refined])
-    Z = np.empty((len(everything), *others.shape[1:]), dtype=others.dtype)
-    votes, weights = np.empty(len(everything), dtype=np.int64), np.empty(len(everything))
-    Z[is_refined], Z[~is_refined] = refined.embedding, others
-    votes[is_refined], votes[~is_refined] = refinement.votes, refinement.votes_on(others)
-    weights[is_refined] = refinement.weights
-    weights[~is_refined] = known.settle(votes < refinement.n_votes)[~is_refined]
-    return Z, votes, weights
+        return refined.embedding, refinement.votes, refinement.weights, np.arange(len(everything))
+    seen, others = np.flatnonzero(is_refined), np.flatnonzero(~is_refined)
+    Z = representation.embed(everything[others])
+    votes = refinement.votes_on(Z)
+    weights = known.of(others).settle(votes < refinement.n_votes).astype(np.float64)
+    return (
+        np.concatenate([refined.embedding, Z]),
+        np.concatenate([refinement.votes, votes]),
+        np.concatenate([refinement.weights, weights]),
+        np.concatenate([seen, others]),
+    )
 
 
 def _classifier(
@@ -393,8 +400,8 @@ def _classifier(
     if config.scorer == "ensemble":
         ensemble = Blend.of(refinement.members)
         return ensemble, ensemble.score(Z[is_held_out])
-    others = fit_weighted(config.make_classifier(), Z[~is_held_out], weights[~is_held_out])
-    return fit_weighted(config.make_classifier(), Z, weights), others.score(Z[is_held_out])
+    others = fit_weighted(config.make_classifier(), Z, weights, np.flatnonzero(~is_held_out))
+    return fit_weighted(config.make_classifier(), Z, weights, np.arange(len(Z))), others.score(Z[is_held_out])
 
 
 def _report(
@@ -412,7 +419,7 @@ def _report(
         excluded_ratio=refined.refinement.excluded_ratio,
         contamination_ratio=contamination,
         agreement=refined.refinement.agreement,
-        duplicate_ratio=1.0 - len({hashlib.blake2b(row, digest_size=16).digest() for row in X}) / len(X),
+        duplicate_ratio=1.0 - len({hash(row.tobytes()) for row in X}) / len(X),
         rows_by_votes=np.bincount(refined.refinement.votes, minlength=len(refined.refinement.members) + 1).tolist(),
         n_rows=n_rows,
         n_steps=refined.n_steps,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA as ComponentsOfSklearn  # noqa: N811
@@ -19,7 +21,7 @@ from models.occ import CLASSIFIERS, OneClassClassifier
 from models.occ.centres import Centres
 from models.occ.energy import Energy
 from models.occ.flattening import choose_rows
-from models.occ.gde import GDE, score_together
+from models.occ.gde import GDE, mean_and_covariance, score_together
 from models.occ.isolation_forest import IsolationForest
 from models.occ.kde import KDE
 from models.occ.knn import KNN
@@ -253,13 +255,88 @@ def test_several_gaussians_are_fitted_apart_and_combined(aggregate: str, combine
     np.testing.assert_allclose(GDE(aggregate=aggregate).fit(Z).score(Z), combine(apart, axis=0), rtol=1e-9)
 
 
+def slow_mean_and_covariance(
+    Z: np.ndarray, weights: np.ndarray | None, rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance as they are defined: first the one, then the other."""
+    rows = np.arange(len(Z)) if rows is None else rows
+    w = np.ones(len(Z)) if weights is None else weights
+    mean = sum(w[i] * Z[i].astype(np.float64) for i in rows) / w[rows].sum()
+    deviations = {i: Z[i] - mean for i in rows}
+    return mean, sum(w[i] * deviations[i][:, :, None] * deviations[i][:, None, :] for i in rows) / w[rows].sum()
+
+
+@given(
+    n=st.integers(1, 700),
+    shape=st.sampled_from([(1, 1), (1, 5), (3, 4)]),
+    far=st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+    is_weighted=st.booleans(),
+    are_some=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_moments_in_one_pass_are_those_of_two(
+    n: int, shape: tuple[int, int], far: float, is_weighted: bool, are_some: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    Z = rng.normal(far, 1.0, size=(n, *shape)).astype(np.float32)
+    weights = rng.random(n) * (rng.random(n) < 0.7) + np.eye(1, n)[0] if is_weighted else None
+    rows = np.r_[0, 1 + np.flatnonzero(rng.random(n - 1) < 0.4)] if are_some else None
+    mean, covariance = mean_and_covariance(Z, weights, rows)
+    slow_mean, slow_covariance = slow_mean_and_covariance(Z, weights, rows)
+    np.testing.assert_allclose(mean, slow_mean, rtol=1e-12, atol=1e-12)
+    # What is lost is lost of the distance from the middle, not of the distance from 0.
+    np.testing.assert_allclose(covariance, slow_covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_a_row_far_from_all_others_costs_the_moments_no_precision() -> None:
+    Z = np.random.default_rng(0).normal(size=(5000, 1, 3))
+    Z[0] = 1e9  # the first of the few rows that the middle is taken of
+    expected = slow_mean_and_covariance(Z, None, None)
+    for fast, slow in zip(mean_and_covariance(Z), expected, strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-12)
+
+
+def test_rows_without_weight_leave_no_trace_in_the_moments() -> None:
+    Z = np.random.default_rng(0).normal(size=(600, 2, 3))
+    weights = np.where(np.arange(600) % 3 == 0, 0.0, 0.5)
+    found = []
+    for far in (1e3, 1e9):
+        Z[::3] = far
+        found.append(mean_and_covariance(Z, weights))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("options", [{}, {"indicator_variance": 0.1}, {"covariance": "robust"}])
+@pytest.mark.parametrize("n_rows", [30, 200])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_a_gaussian_of_some_rows_is_that_of_a_copy_of_them(
+    options: dict[str, Any], n_rows: int, is_weighted: bool, Z: np.ndarray
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.permutation(len(Z))[:n_rows])
+    weights = rng.random(len(Z)) if is_weighted else None
+    found = GDE(**options).fit(Z, weights, rows=rows)
+    expected = GDE(**options).fit(Z[rows], None if weights is None else weights[rows])
+    np.testing.assert_array_equal(found.score(Z), expected.score(Z))
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "median"])
 def test_gaussians_score_together_as_each_alone(aggregate: str, Z: np.ndarray) -> None:
     gdes = [GDE(aggregate=aggregate).fit(Z[start::3]) for start in range(3)]
-    together = score_together(gdes, Z)
-    np.testing.assert_allclose(together, [gde.score(Z) for gde in gdes], rtol=1e-9)
+    alone = [gde.score(Z) for gde in gdes]
+    np.testing.assert_allclose(score_together(gdes, Z.astype(np.float64)), alone, rtol=1e-9)
+    np.testing.assert_allclose(score_together(gdes, Z), alone, rtol=1e-5, atol=1e-5)
     equal = score_together(gdes, np.repeat(Z[:1], 200, axis=0))
     np.testing.assert_array_equal(np.ptp(equal, axis=1), 0.0)
+
+
+def test_flat_gaussians_score_together_in_float64() -> None:
+    Z = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    Z[:, 2] = Z[:, 0] + 1e-5 * Z[:, 2]
+    gdes = [GDE(covariance="empirical").fit(Z[start::2]) for start in range(2)]
+    np.testing.assert_allclose(score_together(gdes, Z), [gde.score(Z) for gde in gdes], rtol=1e-9)
 
 
 def test_few_rows_are_shrunk_as_ledoit_and_wolf_say() -> None:
@@ -333,10 +410,10 @@ def test_the_gradient_of_nearest_neighbours_is_the_slope_of_the_score(Z: np.ndar
 def test_the_kernel_density_agrees_with_scikit_learn(offset: float) -> None:
     rng = np.random.default_rng(8)
     Z, weights = 3.0 * rng.normal(size=(200, 4)) + offset, rng.uniform(0.1, 2.0, size=200)
-    for given in (None, weights):
+    for counts in (None, weights):
         for bandwidth in ("scott", "scale", 0.7):
-            kde = KDE(bandwidth=bandwidth).fit(Z, given)
-            theirs = KernelDensity(bandwidth=kde.bandwidth_).fit(Z - offset, sample_weight=given)
+            kde = KDE(bandwidth=bandwidth).fit(Z, counts)
+            theirs = KernelDensity(bandwidth=kde.bandwidth_).fit(Z - offset, sample_weight=counts)
             np.testing.assert_allclose(kde.score(Z), -theirs.score_samples(Z - offset), rtol=1e-6)
 
 

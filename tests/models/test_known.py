@@ -61,9 +61,16 @@ class Spy(GDE):
 
     seen: list[NDArray[Any]] = []  # noqa: RUF012
 
-    def fit(self, Z: NDArray[Any], weights: NDArray[np.float64] | None = None) -> Any:
-        self.seen.append(Z if weights is None else Z[weights > 0.0])
-        return super().fit(Z, weights)
+    def fit(
+        self,
+        Z: NDArray[Any],
+        weights: NDArray[np.float64] | None = None,
+        *,
+        rows: NDArray[np.intp] | None = None,
+    ) -> Any:
+        chosen = np.arange(len(Z)) if rows is None else rows
+        self.seen.append(Z[chosen if weights is None else chosen[weights[chosen] > 0.0]])
+        return super().fit(Z, weights, rows=rows)
 
 
 @given(

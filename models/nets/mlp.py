@@ -94,13 +94,14 @@ class ProjectionNet:
         of = torch.arange(m, device=features.device)
         if self._n_hidden < len(self._layers):
             (weight, bias), (d_weight, d_bias) = self._layers[-1], self._gradients[-1]
-            labels = (of if picked is None else picked).repeat_interleave(n)
+            labels = (of if picked is None else picked)[:, None].expand(m, n).flatten()
             return linear_cross_entropy(features, weight, bias, labels, d_weight, d_bias)
         centres = features.view(width, m, n).mean(dim=2)
         d_weight, d_bias = torch.empty_like(centres.T), torch.empty_like(centres[0])
         # Of -|z - c|² the term -|z|² is the same for all centres, and falls out of the softmax.
+        labels = of[:, None].expand(m, n).flatten()
         loss, pull = linear_cross_entropy(
-            features, 2.0 * centres.T, -centres.square().sum(dim=0), of.repeat_interleave(n), d_weight, d_bias
+            features, 2.0 * centres.T, -centres.square().sum(dim=0), labels, d_weight, d_bias
         )
         d_centres = 2.0 * (d_weight.T - centres * d_bias)
         pull.view(width, m, n).add_(d_centres[:, :, None], alpha=1.0 / n)

@@ -162,7 +162,7 @@ def refine(
     order = order[~known.is_anomaly[order]]
     if len(order) < min(2, n):
         raise ValueError(f"all but {len(order)} of {n} rows are known as anomalies; needed: at least 2 that are not")
-    subsets = [np.sort(part) for part in np.array_split(order, max(1, min(n_subsets, len(order) // MIN_SUBSET_ROWS)))]
+    subsets = np.array_split(order, max(1, min(n_subsets, len(order) // MIN_SUBSET_ROWS)))
     n_rejected = min(n - 1, math.ceil(gamma * n - 1e-9))
     n_votes = 1 if vote == "unanimous" else len(subsets) // 2 + 1
     tie_break = rng.permutation(n)
@@ -231,7 +231,7 @@ def fit_weighted(
     if is_hard:
         rows = rows[of_rows == 1.0]
     if isinstance(classifier, GDE):
-        return classifier.fit(Z, None if is_hard else weights, rows=rows)
+        return classifier.fit(Z, None if is_hard else weights, rows=np.sort(rows))
     return classifier.fit(Z[rows]) if is_hard else classifier.fit(Z[rows], of_rows)
 
 

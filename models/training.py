@@ -323,12 +323,10 @@ def train(
 
     refinement = refined.refinement
     report(Progress("calibrate", refined.n_steps, refined.n_steps, None, refinement.excluded_ratio))
-    Z, votes_of_Z, weights, order = _judge_all(refined, representation, everything, is_learned_from, known)
-    votes = np.empty_like(votes_of_Z)
-    votes[order] = votes_of_Z
+    Z, votes_of_Z, weights, place = _judge_all(refined, representation, everything, is_learned_from, known)
+    votes = votes_of_Z[place]
     kept = known.settle(votes < refinement.n_votes)
-    # Held-out rows stand in one order in both, and so do their scores.
-    classifier, scores = _classifier(config, refinement, Z, weights, is_held_out[order])
+    classifier, scores = _classifier(config, refinement, Z, weights, place, is_held_out)
     # γ is meant to be twice the share of anomalies; where it is estimated, that may be half as many again.
     calibration = calibrate(scores, kept[is_held_out], max_anomalous_ratio=0.75 * refined.gamma)
     refined_rows = np.flatnonzero(kept) if kept.any() else np.arange(n_rows)
@@ -366,9 +364,9 @@ def _judge_all(
     is_refined: NDArray[np.bool_],
     known: Known,
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.intp]]:
-    """Return embeddings, votes and weights of all rows, those first that refinement has seen, and which rows they are.
+    """Return embeddings, votes and weights of all rows, those that refinement has seen first, and each row's place.
 
-    In their own order the embeddings, which are most of the memory that a training takes, would be written twice.
+    To bring the embeddings, which are most of the memory of a training, into the order of the rows takes twice as long.
     """
     refinement = refined.refinement
     if is_refined.all():
@@ -381,7 +379,7 @@ def _judge_all(
         np.concatenate([refined.embedding, Z]),
         np.concatenate([refinement.votes, votes]),
         np.concatenate([refinement.weights, weights]),
-        np.concatenate([seen, others]),
+        np.argsort(np.concatenate([seen, others])),
     )
 
 
@@ -390,18 +388,19 @@ def _classifier(
     refinement: Refinement,
     Z: NDArray[Any],
     weights: NDArray[np.float64],
+    place: NDArray[np.intp],
     is_held_out: NDArray[np.bool_],
 ) -> tuple[OneClassClassifier, NDArray[np.float64]]:
-    """Return f, and scores of the held-out rows by an f that has not seen them.
+    """Return f, and scores of the held-out rows by an f that has not seen them; row i is at ``place[i]`` of `Z`.
 
     What is in use is fitted on all rows, the held-out ones too: a few more rows hardly change the distribution of
     scores, and small windows need every one.
     """
     if config.scorer == "ensemble":
         ensemble = Blend.of(refinement.members)
-        return ensemble, ensemble.score(Z[is_held_out])
-    others = fit_weighted(config.make_classifier(), Z, weights, np.flatnonzero(~is_held_out))
-    return fit_weighted(config.make_classifier(), Z, weights, np.arange(len(Z))), others.score(Z[is_held_out])
+        return ensemble, ensemble.score(Z[place[is_held_out]])
+    others = fit_weighted(config.make_classifier(), Z, weights, place[~is_held_out])
+    return fit_weighted(config.make_classifier(), Z, weights, place), others.score(Z[place[is_held_out]])
 
 
 def _report(

@@ -21,6 +21,7 @@ from benchmarks.report import Table, plot_lines
 from benchmarks.runner import limit_threads, quiet, whole
 from benchmarks.speed.pairs import Claim, Run, interleaved, parser, quartiles, ratio, shown
 from models.presets import PRESETS
+from models.state import Columns
 from models.training import Trained, TrainingConfig, train
 
 CONFIGS: dict[str, TrainingConfig] = {
@@ -51,10 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     for size in sizes:
         n_rounds = 1 if options.quick or size > 100_000 else options.rounds
         last: dict[str, Trained] = {}
+        window = as_window(X[:size])
 
-        def turn(name: str, n: int = size, last: dict[str, Trained] = last) -> float:
+        def turn(name: str, window: Columns = window, last: dict[str, Trained] = last) -> float:
             started = time.perf_counter()
-            last[name] = trained(X[:n], configs[name])
+            last[name] = train(window, configs[name], seed=0, device="cpu")
             return time.perf_counter() - started
 
         names = [name for name in configs if size <= _LARGEST.get(name, size)]
@@ -123,9 +125,14 @@ def rows(n: int) -> tuple[NDArray[np.float32], str]:
     return X[repeated], origin if n <= len(X) else f"{origin}, {len(X):,} rows, repeated"
 
 
+def as_window(X: NDArray[np.float32]) -> Columns:
+    """Return rows as the trainer of the service gets them: columns of float64, each in one piece."""
+    return {f"x{i}": column for i, column in enumerate(np.array(X.T, dtype=np.float64, order="C"))}
+
+
 def trained(X: NDArray[np.float32], config: TrainingConfig) -> Trained:
     """Train on the rows as columns."""
-    return train({f"x{i}": X[:, i] for i in range(X.shape[1])}, config, seed=0, device="cpu")
+    return train(as_window(X), config, seed=0, device="cpu")
 
 
 def beside_deepod(X: NDArray[np.float32], n_rounds: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

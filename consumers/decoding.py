@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +16,10 @@ import orjson
 from numpy.typing import NDArray
 
 from consumers.images import MAX_PIXELS, ImagePool, from_base64
-from consumers.json_columns import ColumnReader
+from consumers.json_columns import TO_COLUMN, TYPES, ColumnReader
 from consumers.polled import timestamps, values
 from consumers.reasons import REASONS, Bad
 from consumers.records import BadRecord, Batch, Decoded, Field, FieldKind, RawRecord, RecordSchema
-from consumers.times import seconds
 
 __all__ = ["DECODERS", "REASONS", "Decoder", "ImageDecoder", "JsonDecoder"]
 
@@ -35,11 +34,10 @@ class Decoder(Protocol):
 class JsonDecoder:
     """Read records that are one JSON object each, a picture in it as base64.
 
-    Keys that the schema does not declare are ignored; of a key that is there twice the last one counts. Nothing is
-    converted by guess: text in a numeric field is bad, and so is a boolean.
+    Keys that the schema does not declare are ignored, numbers in them of any size too; of a key that is there twice the
+    last one counts. Nothing is converted by guess: text in a numeric field is bad, and so is a boolean.
 
-    Records that hold just the declared fields are read all at once, see :mod:`consumers.json_columns`; with the same
-    outcome as one by one, only sooner.
+    Records are read by :mod:`consumers.json_columns`; what that leaves, by orjson, which is slower and knows why.
 
     Parameters
     ----------
@@ -65,22 +63,32 @@ class JsonDecoder:
     def __init__(self, schema: RecordSchema, *, max_record_size: int = 1 << 20, max_pixels: int = MAX_PIXELS) -> None:
         self._schema = schema
         self._max_record_size = max_record_size
-        self._reader = ColumnReader.of(schema)
-        self._convert = dict(_CONVERT)
+        self._reader = ColumnReader.of(schema, max_record_size=max_record_size)
         if schema.image_field is not None and schema.image_field.image is not None:
             self._pool = ImagePool(schema.image_field.image, max_pixels=max_pixels)
-            self._convert[FieldKind.IMAGE] = self._images
 
     def decode(self, raw: Sequence[RawRecord]) -> Decoded:
         """Return the good rows in columns, in their order, and the bad ones with their reasons."""
-        contents = values(raw)
-        if self._reader is not None:
-            columns = self._reader.read(contents, max_record_size=self._max_record_size)
-            if columns is not None:
-                return Decoded(Batch(self._schema, columns, raw, self._times(columns, raw)))
-        return self._one_by_one(raw, contents)
+        columns, bad = self._columns(values(raw))
+        kept = [record for row, record in enumerate(raw) if row not in bad] if bad else raw
+        batch = Batch(self._schema, columns, kept, self._times(columns, kept))
+        return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
 
-    def _one_by_one(self, raw: Sequence[RawRecord], contents: Sequence[bytes | None]) -> Decoded:
+    def _columns(self, contents: Sequence[bytes | None]) -> tuple[dict[str, NDArray[Any]], _Odd]:
+        """Return the good rows in columns, in their order, and which rows are bad and why."""
+        if self._reader is None:
+            return self._one_by_one(contents)
+        columns, left = self._reader.read(contents)
+        if not left:
+            return columns, {}
+        others, bad = self._one_by_one([contents[row] for row in left])
+        taken = [row for i, row in enumerate(left) if i not in bad]
+        order = np.argsort(np.concatenate([np.delete(np.arange(len(contents)), left), np.array(taken, dtype=np.intp)]))
+        columns = {name: np.concatenate([column, others[name]])[order] for name, column in columns.items()}
+        return columns, {left[i]: why for i, why in bad.items()}
+
+    def _one_by_one(self, contents: Sequence[bytes | None]) -> tuple[dict[str, NDArray[Any]], _Odd]:
+        """Return the same, without the reader."""
         objects: list[dict[str, Any]] = []
         rows: list[int] = []
         bad: dict[int, Bad] = {}
@@ -92,16 +100,12 @@ class JsonDecoder:
                 bad[row] = why.bare()
         columns, odd = {}, _Odd()
         for field in self._schema.fields:
-            columns[field.name], odd_here = self._convert[field.kind](_pick(objects, field.path), field)
+            convert = self._images if field.kind is FieldKind.IMAGE else _to_column
+            columns[field.name], odd_here = convert(_pick(objects, field.path), field)
             odd = odd_here | odd  # the first field that is wrong names the reason
-        bad |= {rows[i]: why for i, why in odd.items()}
         if odd:
-            is_good = np.ones(len(objects), dtype=np.bool_)
-            is_good[list(odd)] = False
-            columns = {name: column[is_good] for name, column in columns.items()}
-        kept = [record for row, record in enumerate(raw) if row not in bad] if bad else raw
-        batch = Batch(self._schema, columns, kept, self._times(columns, kept))
-        return Decoded(batch, tuple(BadRecord(raw[row], bad[row].reason, bad[row].detail) for row in sorted(bad)))
+            columns = {name: np.delete(column, list(odd), axis=0) for name, column in columns.items()}
+        return columns, bad | {rows[i]: why for i, why in odd.items()}
 
     def _parse(self, value: bytes | None) -> dict[str, Any]:
         checked = _checked(value, self._max_record_size, "a JSON object")
@@ -235,41 +239,11 @@ def _wrong(field: Field, value: Any, expected: str) -> Bad:
     return Bad("wrong_type", f"field {field.name} is {_shown(value)}; expected: {expected}")
 
 
-def _numeric(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
-    sifted, odd = _sift(values, field, {int, float}, "a number")
-    return np.array(sifted, dtype=np.float64), odd
-
-
-def _boolean(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
-    expected = "true, false, 0 or 1"
-    sifted, odd = _sift(values, field, {bool, int, float}, expected)
-    if not set(sifted) <= {0, 1, None}:
-        for row, value in enumerate(sifted):
-            if value not in (0, 1, None):
-                odd[row] = _wrong(field, value, expected)
-    return np.array(sifted, dtype=np.float64), odd
-
-
-def _timestamp(values: list[Any], field: Field) -> tuple[NDArray[np.float64], _Odd]:
-    expected = "ISO 8601 text, or seconds or ms since the epoch, between the years 1 and 9999"
-    sifted, odd = _sift(values, field, {str, int, float}, expected)
-    column = np.full(len(sifted), np.nan)
-    for row, value in enumerate(sifted):
-        if value is not None:
-            try:
-                column[row] = seconds(value)
-            except (ValueError, OverflowError):
-                odd[row] = _wrong(field, value, expected)
-    return column, odd
-
-
-def _categorical(values: list[Any], field: Field) -> tuple[NDArray[np.object_], _Odd]:
-    sifted, odd = _sift(values, field, {str, bool, int, float}, "text, number or boolean")
-    if not set(map(type, sifted)) <= {str, type(None)}:
-        sifted = [v if v is None or type(v) is str else orjson.dumps(v).decode() for v in sifted]
-    column = np.empty(len(sifted), dtype=object)
-    column[:] = sifted
-    return column, odd
+def _to_column(values: list[Any], field: Field) -> tuple[NDArray[Any], _Odd]:
+    expected = _EXPECTED[field.kind]
+    sifted, odd = _sift(values, field, set(TYPES[field.kind]), expected)
+    column, alien = TO_COLUMN[field.kind](sifted)
+    return column, odd | {row: _wrong(field, sifted[row], expected) for row in alien}
 
 
 def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> Bad:
@@ -304,11 +278,11 @@ def _json_kind(value: Any) -> str:
     return names[type(value)]
 
 
-_CONVERT: dict[FieldKind, Callable[[list[Any], Field], tuple[NDArray[Any], _Odd]]] = {
-    FieldKind.NUMERIC: _numeric,
-    FieldKind.CATEGORICAL: _categorical,
-    FieldKind.BOOLEAN: _boolean,
-    FieldKind.TIMESTAMP: _timestamp,
+_EXPECTED = {
+    FieldKind.NUMERIC: "a number",
+    FieldKind.CATEGORICAL: "text, number or boolean",
+    FieldKind.BOOLEAN: "true, false, 0 or 1",
+    FieldKind.TIMESTAMP: "ISO 8601 text, or seconds or ms since the epoch, between the years 1 and 9999",
 }
 
 DECODERS: dict[str, type[JsonDecoder | ImageDecoder]] = {"json": JsonDecoder, "image": ImageDecoder}

@@ -1,250 +1,234 @@
-"""JSON records into columns all at once, by polars: no Python object is made of any number.
+"""JSON records into columns, by msgspec: declared fields are read straight into their types, all others are skipped.
 
-Only records that hold exactly the declared fields are read here, and only where the outcome is beyond doubt the one of
-:class:`consumers.decoding.JsonDecoder` taking them one by one; of all others :meth:`ColumnReader.read` returns None.
+Each record by itself. What cannot be read is left to :class:`consumers.decoding.JsonDecoder`, which says why it is bad,
+or takes it after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, Union
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat
+from typing import Any, Union
 
+import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from consumers.records import Field, FieldKind, RecordSchema
-from consumers.times import MS_FROM, YEAR_1, YEAR_10000, seconds
+from consumers.times import seconds
 
-if TYPE_CHECKING:
-    import polars as pl
+CHUNK_ROWS = 256
+"""Records that are objects at the same time: so few stay in the processor's cache until they are columns."""
+TYPES: dict[FieldKind, tuple[type, ...]] = {
+    FieldKind.NUMERIC: (int, float),
+    FieldKind.BOOLEAN: (bool, int, float),
+    FieldKind.CATEGORICAL: (str, bool, int, float),
+    FieldKind.TIMESTAMP: (str, int, float),
+}
+"""What a value in JSON may be in a field of a kind."""
+_READ_AS: dict[FieldKind, tuple[type, ...]] = {
+    **TYPES,
+    FieldKind.NUMERIC: (float,),
+    FieldKind.BOOLEAN: (bool, float),
+    FieldKind.TIMESTAMP: (str, float),
+}
+"""The same as msgspec reads it: whole numbers, however long, as what they are in float64, but for texts."""
+_PLAIN = (FieldKind.NUMERIC, FieldKind.BOOLEAN)
+_UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
 
-LEAST_RECORDS = 64
-"""With fewer, what a call costs is more than it saves."""
-_MAX_REST = 64
-"""Batches that are not tried after one that could not be read: a stream that never fits costs next to nothing."""
-_KINDS = frozenset({FieldKind.NUMERIC, FieldKind.BOOLEAN, FieldKind.CATEGORICAL, FieldKind.TIMESTAMP})
-_COLON = ord(":")
-_MAYBE_NO_TEXT = tuple("0123456789-{[")
-"""Polars writes numbers, objects and arrays as text where text is declared: what begins so may have been one."""
-_EXACT = 2.0**53
-"""Up to here a whole number is the same in float64."""
-
-Tree = dict[str, Union["Tree", FieldKind]]
-"""Keys of a record, and below them what each holds: a field of a kind, or an object with keys of its own."""
+Values = Sequence[Any] | NDArray[Any]
+Tree = dict[str, Union["Tree", Field]]
+"""Keys of a record, and below them a field, or an object with keys of its own."""
 
 
 class ColumnReader:
-    """Read many JSON records of a schema at once, or say that it cannot be done.
+    """Read JSON records of a schema, or leave them.
+
+    Parameters
+    ----------
+    fields, tree
+        See :meth:`of`.
+    max_record_size
+        Bytes; a larger record is left.
 
     Examples
     --------
-    >>> reader = ColumnReader.of(RecordSchema((Field("x"), Field("y"))))
-    >>> columns = reader.read([b'{"x": 1, "y": 2.5}'] * 64, max_record_size=100)
-    >>> columns["y"][:2].tolist()
-    [2.5, 2.5]
-    >>> reader.read([b'{"x": 1, "y": "2.5"}'] * 64, max_record_size=100) is None
-    True
+    >>> reader = ColumnReader.of(RecordSchema((Field("x"), Field("y"))), max_record_size=100)
+    >>> columns, left = reader.read([b'{"x": 1, "y": 2.5}', b'{"x": 1, "y": "2.5"}', b'{"y": 1, "x": 0, "z": 7}'])
+    >>> columns["y"].tolist(), left
+    ([2.5, 1.0], [1])
     """
 
-    def __init__(self, fields: Sequence[Field], tree: Tree) -> None:
+    def __init__(self, fields: Sequence[Field], tree: Tree, *, max_record_size: int) -> None:
         self._fields = fields
         self._tree = tree
-        self._n_colons = _count_colons(tree)
-        self._has_texts = any(field.kind in (FieldKind.CATEGORICAL, FieldKind.TIMESTAMP) for field in fields)
-        self._times_are_text = False
-        self._rest = 0
-        self._next_rest = 1
+        self._has_plain_numbers = all(len(f.path) == 1 and f.kind in _PLAIN for f in fields)
+        self._max_record_size = max_record_size
+        self._decode = msgspec.json.Decoder(_struct(tree)).decode
 
     @classmethod
-    def of(cls, schema: RecordSchema) -> ColumnReader | None:
-        """Return a reader; None if a kind of field is not for it, or this polars takes what is no number."""
+    def of(cls, schema: RecordSchema, *, max_record_size: int) -> ColumnReader | None:
+        """Return a reader; None if a field is a picture, or below another one, or msgspec has no such key."""
         tree = _tree(schema.fields)
-        if tree is None or not {field.kind for field in schema.fields} <= _KINDS or not _is_strict():
+        try:
+            return None if tree is None else cls(schema.fields, tree, max_record_size=max_record_size)
+        except ValueError:  # quotes, backslashes and control characters
             return None
-        return cls(schema.fields, tree)
 
-    def read(self, values: Sequence[bytes | None], *, max_record_size: int) -> dict[str, NDArray[Any]] | None:
-        """Return field → ``(n,)`` as the decoder would, or None if that is not sure.
+    def read(self, values: Sequence[bytes | None]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        """Return field → ``(r,)`` of the r records that could be read, in their order, and the places of the others.
 
         Parameters
         ----------
-        max_record_size
-            Bytes; with a larger record it is None.
+        values
+            ``(n,)``; with every value that is left a call takes longer, by a microsecond or two.
         """
-        if len(values) < LEAST_RECORDS:
-            return None
-        if self._rest:
-            self._rest -= 1
-            return None
-        columns = self._columns(values, max_record_size)
-        if columns is None:
-            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _MAX_REST)
-        else:
-            self._next_rest = 1
-        return columns
+        parts, left = [], []
+        for start in range(0, max(1, len(values)), CHUNK_ROWS):
+            columns, left_here = self._read_chunk(values[start : start + CHUNK_ROWS])
+            parts.append(columns)
+            left += [start + row for row in left_here]
+        return {f.name: np.concatenate([part[f.name] for part in parts]) for f in self._fields}, left
 
-    def _columns(self, values: Sequence[bytes | None], max_record_size: int) -> dict[str, NDArray[Any]] | None:
-        n = len(values)
+    def _read_chunk(self, values: Sequence[bytes | None]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        left: list[int] = []
+        found = self._plain_numbers(values) if self._has_plain_numbers else None
+        if found is None:
+            records, left = self._records(values)
+            found = _picked(records, self._tree)
+        columns, alien = {}, set[int]()
+        for field, column in found:
+            columns[field.name], alien_here = TO_COLUMN[field.kind](column)
+            alien.update(alien_here)
+        if alien:
+            rows = np.delete(np.arange(len(values)), left)
+            left = sorted([*left, *rows[list(alien)].tolist()])
+            columns = {name: np.delete(column, list(alien)) for name, column in columns.items()}
+        return columns, left
+
+    def _plain_numbers(self, values: Sequence[bytes | None]) -> Iterable[tuple[Field, Values]] | None:
+        """Return every field with its values; None if a record is left, or null is in one.
+
+        Each record is gone before the next one is made, so that their memory stays in the processor's cache.
+        """
         try:
-            lines = b"\n".join(values)  # type: ignore[arg-type]  # None is a TypeError
-            if max(map(len, values)) > max_record_size:  # type: ignore[arg-type]
+            if max(map(len, values), default=0) > self._max_record_size or not all(map(bytes.isascii, values)):  # type: ignore[arg-type]
                 return None
-        except TypeError:
+            rows = map(msgspec.structs.astuple, map(self._decode, values))  # type: ignore[arg-type]  # None is a TypeError
+            matrix = np.fromiter(chain.from_iterable(rows), np.float64, len(values) * len(self._fields))
+        except _UNREADABLE:
             return None
-        # A line break within a record would make two of it; an escape could hide a colon, or what is no Unicode.
-        if b"\\" in lines or lines.count(b"\n") != n - 1:
-            return None
-        # Behind every key stands a colon: so many, and no declared field missing, means that no record has another key,
-        # or one twice. Texts may hold colons too, and then nobody knows.
-        n_colons = _count(lines, _COLON)
-        if n_colons != n * self._n_colons and not self._has_texts:
-            return None
-        for times_are_text in self._guesses():
-            frame = _parsed(lines, _schema(self._tree, times_are_text))
-            if frame is None or len(frame) != n:
-                continue
-            columns = self._taken(frame, n_colons)
-            if columns is not None:
-                self._times_are_text = times_are_text
-                return columns
-        return None
+        return zip(self._fields, np.ascontiguousarray(matrix.reshape(-1, len(self._fields)).T), strict=True)
 
-    def _guesses(self) -> tuple[bool, ...]:
-        """Return whether times are text: what was right the last time, then the other."""
-        if not any(field.kind is FieldKind.TIMESTAMP for field in self._fields):
-            return (False,)
-        return self._times_are_text, not self._times_are_text
+    def _records(self, values: Sequence[bytes | None]) -> tuple[list[msgspec.Struct], list[int]]:
+        """Return what could be read as objects, and the places of the others."""
+        records, left = [], []
+        for row, value in enumerate(values):
+            try:
+                if value is None or len(value) > self._max_record_size:
+                    raise ValueError
+                if not value.isascii():
+                    value.decode()  # msgspec does not look at text that it skips
+                records.append(self._decode(value))
+            except _UNREADABLE:
+                left.append(row)
+        return records, left
 
-    def _taken(self, frame: pl.DataFrame, n_colons: int) -> dict[str, NDArray[Any]] | None:
-        columns = {}
-        for field in self._fields:
-            series = _series(frame, field.path)
-            if series.null_count():
-                return None
-            if _is_text(series):
-                n_colons -= int(series.str.count_matches(":", literal=True).sum())
-            column = _TAKE[field.kind](series)
-            if column is None:
-                return None
-            columns[field.name] = column
-        return columns if n_colons == len(frame) * self._n_colons else None
+
+def numbers(values: Values) -> tuple[NDArray[np.float64], list[int]]:
+    """Return numbers and None as a column, ``(n,)``, NaN for None; and no rows that do not belong."""
+    return np.asarray(values, dtype=np.float64), []
+
+
+def booleans(values: Values) -> tuple[NDArray[np.float64], list[int]]:
+    """Return booleans and numbers as a column of 0, 1 and, for None, NaN; and the rows with other numbers."""
+    column, _ = numbers(values)
+    return column, np.flatnonzero((column != 0.0) & (column != 1.0) & ~np.isnan(column)).tolist()
+
+
+def texts(values: Values) -> tuple[NDArray[np.object_], list[int]]:
+    """Return texts, and of other values their JSON, as a column of str or None; and the rows whose value has none.
+
+    That is a whole number of more than 64 bits, which orjson does not write.
+    """
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    alien = []
+    if not set(map(type, values)) <= {str, type(None)}:
+        for row, value in enumerate(values):
+            if value is not None and type(value) is not str:
+                try:
+                    column[row] = orjson.dumps(value).decode()
+                except orjson.JSONEncodeError:
+                    alien.append(row)
+    return column, alien
+
+
+def times(values: Values) -> tuple[NDArray[np.float64], list[int]]:
+    """Return times as a column of seconds since the epoch, NaN for None; and the rows that are no time."""
+    column = np.full(len(values), np.nan)
+    alien = []
+    for row, value in enumerate(values):
+        if value is not None:
+            try:
+                column[row] = seconds(value)
+            except (ValueError, OverflowError):
+                alien.append(row)
+    return column, alien
+
+
+TO_COLUMN: dict[FieldKind, Callable[[Values], tuple[NDArray[Any], list[int]]]] = {
+    FieldKind.NUMERIC: numbers,
+    FieldKind.BOOLEAN: booleans,
+    FieldKind.CATEGORICAL: texts,
+    FieldKind.TIMESTAMP: times,
+}
+"""How values of :data:`TYPES`, and None, become a column of a kind."""
 
 
 def _tree(fields: Sequence[Field]) -> Tree | None:
-    """Return what a record holds that has the fields and nothing else; None if one is below another."""
+    """Return where the fields are in a record; None if one is below another, or a picture."""
     tree: Tree = {}
     for field in fields:
         *above, last = field.path
         node = tree
         for key in above:
             below = node.setdefault(key, {})
-            if isinstance(below, FieldKind):
+            if isinstance(below, Field):
                 return None
             node = below
-        if last in node:
+        if last in node or field.kind not in TYPES:
             return None
-        node[last] = field.kind
+        node[last] = field
     return tree
 
 
-def _count_colons(tree: Tree) -> int:
-    return sum(
-        1 + key.count(":") + (0 if isinstance(below, FieldKind) else _count_colons(below))
-        for key, below in tree.items()
-    )
+def _struct(tree: Tree) -> type[msgspec.Struct]:
+    """Return the type of an object that holds what is declared; its fields are in the order of the tree."""
+    fields: list[tuple[str, Any, Any]] = []
+    for index, (key, below) in enumerate(tree.items()):
+        kind: Any
+        if isinstance(below, Field):
+            kind = Union[_READ_AS[below.kind] if below.is_required else (*_READ_AS[below.kind], None)]  # noqa: UP007
+            default = {} if below.is_required else {"default": math.nan if below.kind in _PLAIN else None}
+        else:
+            kind = _struct(below)
+            default = {} if _is_needed(below) else {"default_factory": kind}
+        fields.append((f"f{index}", kind, msgspec.field(name=key, **default)))  # keys may be no names in Python
+    return msgspec.defstruct("Record", fields, kw_only=True, gc=False)
 
 
-def _count(text: bytes, byte: int) -> int:
-    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == byte))
+def _is_needed(tree: Tree) -> bool:
+    return any(below.is_required if isinstance(below, Field) else _is_needed(below) for below in tree.values())
 
 
-def _schema(tree: Tree, times_are_text: bool) -> dict[str, Any]:
-    """Return the types by which polars is to read."""
-    import polars as pl
-
-    def type_of(below: Tree | FieldKind) -> Any:
-        if not isinstance(below, FieldKind):
-            return pl.Struct({key: type_of(each) for key, each in below.items()})
-        if below is FieldKind.BOOLEAN:
-            return pl.Boolean
-        is_text = below is FieldKind.CATEGORICAL or (below is FieldKind.TIMESTAMP and times_are_text)
-        return pl.String if is_text else pl.Float64
-
-    return {key: type_of(below) for key, below in tree.items()}
-
-
-def _parsed(lines: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
-    import polars as pl
-
-    try:
-        return pl.read_ndjson(lines, schema=schema)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        return None
-
-
-def _is_text(series: pl.Series) -> bool:
-    import polars as pl
-
-    return series.dtype == pl.String
-
-
-def _series(frame: pl.DataFrame, path: Sequence[str]) -> pl.Series:
-    first, *rest = path
-    series = frame.get_column(first)
-    for key in rest:
-        series = series.struct.field(key)
-    return series
-
-
-def _numbers(series: pl.Series) -> NDArray[np.float64]:
-    numbers: NDArray[np.float64] = series.to_numpy().astype(np.float64, copy=False)
-    return numbers
-
-
-def _texts(series: pl.Series) -> NDArray[np.object_] | None:
-    """Return texts; None if one may have been written for what is no text."""
-    texts = series.to_list()
-    if any(text.startswith(_MAYBE_NO_TEXT) or text in ("true", "false") for text in set(texts)):
-        return None
-    column = np.empty(len(texts), dtype=object)
-    column[:] = texts
-    return column
-
-
-def _times(series: pl.Series) -> NDArray[np.float64] | None:
-    """Return seconds since the epoch; None if one is no time, or may have been a number where texts are read."""
-    if _is_text(series):
-        texts = series.to_list()
-        if any(len(text) < 10 or text[4] != "-" or text[7] != "-" for text in texts):
-            return None
-        try:
-            return np.array([seconds(text) for text in texts])
-        except (ValueError, OverflowError):
-            return None
-    numbers = _numbers(series)
-    times = np.where(np.abs(numbers) >= MS_FROM, numbers / 1000, numbers)
-    is_time = (np.abs(numbers) < _EXACT) & (times >= YEAR_1) & (times < YEAR_10000)
-    return times if is_time.all() else None
-
-
-_TAKE: dict[FieldKind, Any] = {
-    FieldKind.NUMERIC: _numbers,
-    FieldKind.BOOLEAN: _numbers,
-    FieldKind.CATEGORICAL: _texts,
-    FieldKind.TIMESTAMP: _times,
-}
-
-
-@cache
-def _is_strict() -> bool:
-    """Return whether polars refuses what is no number: some versions read text and booleans as one."""
-    import polars as pl
-
-    for wrong in ('"1"', "true", "[1]", "{}"):
-        try:
-            pl.read_ndjson(f'{{"x": 1.5}}\n{{"x": {wrong}}}'.encode(), schema={"x": pl.Float64})
-        except pl.exceptions.PolarsError:
-            continue
-        return False
-    return True
+def _picked(records: Sequence[msgspec.Struct], tree: Tree) -> Iterator[tuple[Field, Values]]:
+    """Yield every field with its values, ``(n,)``."""
+    columns: Any = zip(*map(msgspec.structs.astuple, records), strict=True) if records else repeat(())
+    for below, column in zip(tree.values(), columns, strict=False):
+        if isinstance(below, Field):
+            yield below, column
+        else:
+            yield from _picked(column, below)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -69,14 +70,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def in_memory(n: int) -> dict[str, Callable[[], float]]:
     """Return decoders of the same `n` records into a matrix or columns, name → what returns records a second."""
-    import polars as pl
-
     contents = stream.values(n, 3)
     raw = Polled([StoredRecord("t", 0, i, 0, None, value) for i, value in enumerate(contents)], [Stretch("t", 0, n, n)])
     ours, slow = JsonDecoder(stream.SCHEMA), JsonDecoder(stream.SCHEMA)
     slow._reader = None
     names = stream.FIELDS
-    types: dict[str, Any] = dict.fromkeys(names, pl.Float64)
+
+    record = msgspec.defstruct("Record", [(name, float) for name in names])
+    structs = msgspec.json.Decoder(type=list[record])  # type: ignore[valid-type]  # made at run time
 
     def by(loads: Callable[[bytes], Any]) -> Callable[[], object]:
         def decode() -> object:
@@ -88,18 +89,17 @@ def in_memory(n: int) -> dict[str, Callable[[], float]]:
     ways: dict[str, Callable[[], object]] = {
         OURS: lambda: ours.decode(raw),
         ONE_BY_ONE: lambda: slow.decode(raw),
-        "polars alone, nothing checked": lambda: pl.read_ndjson(b"\n".join(contents), schema=types),
+        "msgspec, typed structs, matrix": lambda: np.array(
+            list(map(msgspec.structs.astuple, structs.decode(b"[" + b",".join(contents) + b"]")))
+        ),
         "orjson, matrix, nothing checked": by(orjson.loads),
         "json (standard library)": by(json.loads),
     }
-    if find_spec("msgspec") is not None:
-        import msgspec
+    if find_spec("polars") is not None:
+        import polars as pl
 
-        record = msgspec.defstruct("Record", [(name, float) for name in names])
-        decoder = msgspec.json.Decoder(type=list[record])  # type: ignore[valid-type]  # made at run time
-        ways["msgspec, typed structs, matrix"] = lambda: np.array(
-            list(map(msgspec.structs.astuple, decoder.decode(b"[" + b",".join(contents) + b"]")))
-        )
+        types: dict[str, Any] = dict.fromkeys(names, pl.Float64)
+        ways["polars alone, nothing checked"] = lambda: pl.read_ndjson(b"\n".join(contents), schema=types)
     return {name: partial(rate, work, n) for name, work in ways.items()}
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from consumers.errors import SourceError
+from consumers.errors import LibraryMissing, SourceError
 from consumers.images import from_base64
 from consumers.reasons import Bad
 from consumers.records import Field, FieldKind, ImageSpec, Position, RecordSchema, StoredRecord
@@ -59,11 +59,12 @@ class FileSource:
     Parameters
     ----------
     path
-        A folder of pictures, or a file that ends in ``.ndjson``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.npz``. A
-        folder and NDJSON are read as they are asked for, the others are loaded whole. A record's topic is the file's
-        name, its offset the row, counted from 0 without blank lines, its timestamp the file's. In a folder every file
-        is a record, in the order of the paths (see :func:`consumers.sources.image_files.list_files`), and its path
-        there is the key. For ``.npz`` see :func:`consumers.sources.image_files.read_npz`, for what a CSV may look like
+        A folder of pictures, or a file that ends in ``.ndjson``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.npz``; CSV
+        and Parquet need polars. A folder and NDJSON are read as they are asked for, the others are loaded whole. A
+        record's topic is the file's name, its offset the row, counted from 0 without blank lines, its timestamp the
+        file's. In a folder every file is a record, in the order of the paths (see
+        :func:`consumers.sources.image_files.list_files`), and its path there is the key. For ``.npz`` see
+        :func:`consumers.sources.image_files.read_npz`, for what a CSV may look like
         :func:`consumers.sources.csv_files.read_csv`.
     max_batch
         At most so many records a poll; 64 MiB of them end it earlier.
@@ -75,6 +76,8 @@ class FileSource:
     ------
     SourceError
         If the file cannot be read, or is of another kind.
+    LibraryMissing
+        If polars is needed and not installed.
     """
 
     def __init__(self, path: Path, *, max_batch: int = 1000, committed: Mapping[Position, int] | None = None) -> None:
@@ -141,6 +144,8 @@ def record_format(path: Path) -> RecordFormat:
     ------
     SourceError
         If the file cannot be read, or is of another kind.
+    LibraryMissing
+        If polars is needed and not installed.
     """
     if _checked(path).is_dir() or path.suffix == ".npz":
         return "image"
@@ -166,6 +171,8 @@ def infer_schema(path: Path, *, n: int = 10_000) -> RecordSchema:
     ------
     SourceError
         If the file cannot be read, or has no field that a model could learn from.
+    LibraryMissing
+        If polars is needed and not installed.
     """
     if record_format(path) == "image":
         files = (record.value for record in islice(_records(path, ("", 0), 0), n))
@@ -270,8 +277,12 @@ def _parquet(path: Path) -> Iterator[bytes | None]:
 @contextmanager
 def _table_errors(path: Path) -> Iterator[ModuleType]:
     """Give polars, and turn its errors into ours."""
-    import polars
-
+    try:
+        import polars
+    except ImportError as error:
+        raise LibraryMissing(
+            f"{path}: reading {path.suffix} needs polars; pip install 'srr-stream[parquet]'"
+        ) from error
     try:
         yield polars
     except (OSError, polars.exceptions.PolarsError) as error:

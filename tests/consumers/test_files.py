@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from consumers.decoding import JsonDecoder
-from consumers.errors import SourceError
+from consumers.errors import LibraryMissing, SourceError
 from consumers.records import Field, FieldKind
 from consumers.sources.files import FileSource, infer_schema
 
@@ -192,3 +193,14 @@ def test_a_file_without_usable_fields_has_no_schema(tmp_path: Path, content: byt
     path.write_bytes(content)
     with pytest.raises(SourceError, match="no records with usable fields"):
         infer_schema(path)
+
+
+@pytest.mark.parametrize("name", ["records.csv", "records.parquet"])
+def test_without_polars_the_message_says_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "polars", None)
+    for read in (infer_schema, lambda path: FileSource(path).poll(0.0)):
+        with pytest.raises(LibraryMissing, match=rf"{path.suffix} needs polars; pip install 'srr-stream\[parquet\]'"):
+            read(path)

@@ -4,7 +4,7 @@
 
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=confluent,s3,gcs,images,otel,plots
+ARG EXTRAS=confluent,gcs,images,otel,parquet,plots,s3
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/srr-stream

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any, overload
@@ -82,6 +82,9 @@ class ConfluentMember:
         self._nothing_committed: list[Position] = []
         self._out_of_range: dict[Position, int] = {}
         self._coordinator = self._join_state = ""
+        self._session_timeout_s = membership.session_timeout_s
+        self._sent: Future[None] | None = None
+        """The last commit."""
         self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
         with self._errors.translated():
             self._consumer = Consumer(
@@ -109,7 +112,7 @@ class ConfluentMember:
                 logger=log,
             )
             self._consumer.subscribe(
-                list(topics), on_assign=self._note_assigned, on_revoke=self._note_gone, on_lost=self._note_gone
+                list(topics), on_assign=self._note_assigned, on_revoke=self._note_revoked, on_lost=self._note_gone
             )
 
     def poll(self, timeout_s: float, max_records: int) -> Polled:
@@ -170,7 +173,8 @@ class ConfluentMember:
 
     def send_commit(self, offsets: Mapping[Position, int]) -> Future[None]:
         """Begin to commit these, in a thread: librdkafka would tell what came of it among the records only."""
-        return self._committing.submit(self._commit, offsets)
+        self._sent = self._committing.submit(self._commit, offsets)
+        return self._sent
 
     def _commit(self, offsets: Mapping[Position, int]) -> None:
         if not offsets:
@@ -280,6 +284,11 @@ class ConfluentMember:
     def _note_assigned(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._consumer.incremental_assign(partitions)
         self._events.assigned(frozenset((tp.topic, tp.partition) for tp in partitions))
+
+    def _note_revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._sent is not None:
+            wait([self._sent], self._session_timeout_s)  # whoever has them next begins where it was committed
+        self._note_gone(consumer, partitions)
 
     def _note_gone(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         gone = frozenset((tp.topic, tp.partition) for tp in partitions)

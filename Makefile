@@ -21,7 +21,7 @@ test-slow: $(INSTALLED)  ## What takes minutes
 test-gpu: $(INSTALLED)  ## What needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-operate: $(INSTALLED)  ## The real chain: broker, service, Prometheus, Alertmanager, webhook, Chromium
+operate: $(INSTALLED)  ## The real chain: broker, service, Prometheus, Alertmanager, webhook, Chromium; and librdkafka's turn
 	$(BIN)/python -m pytest -m operate
 
 chaos: $(INSTALLED)  ## Kill, freeze, cut and fill up the real thing: all scenarios in both modes (CHAOS="kills --seed 1" for options)

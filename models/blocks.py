@@ -18,9 +18,13 @@ BLOCK_ROWS = 128
 
 
 def by_blocks(
-    function: Callable[[NDArray[Any]], NDArray[Any]], X: NDArray[Any], *, n_rows: int = BLOCK_ROWS
+    function: Callable[[NDArray[Any]], NDArray[Any]],
+    X: NDArray[Any],
+    *,
+    n_rows: int = BLOCK_ROWS,
+    least_rows: int | None = None,
 ) -> NDArray[Any]:
-    """Return ``function(X)`` computed on zero-padded blocks of exactly `n_rows` rows.
+    """Return ``function(X)`` computed on zero-padded blocks of `n_rows` rows.
 
     Parameters
     ----------
@@ -28,6 +32,9 @@ def by_blocks(
         Maps ``(n_rows, ...)`` to ``(n_rows, ...)``, row by row; also called once, on zeros, if `X` is empty.
     X
         ``(n, ...)``, n ≥ 0.
+    n_rows, least_rows
+        The last block has as few rows as hold what is left, of `least_rows` doubled again and again; None: as many as
+        all others. Few rows are quicker so; only for functions that give a row the same bits in all these blocks.
 
     Returns
     -------
@@ -35,18 +42,22 @@ def by_blocks(
         ``(n, ...)``.
     """
     n = len(X)
-    first = function(_block(X, 0, n_rows))
+    least_rows = least_rows or n_rows
+    first = function(_block(X, 0, n_rows, least_rows))
     result = np.empty((n, *first.shape[1:]), dtype=first.dtype)
     result[:n_rows] = first[:n]
     for start in range(n_rows, n, n_rows):
-        result[start : start + n_rows] = function(_block(X, start, n_rows))[: n - start]
+        result[start : start + n_rows] = function(_block(X, start, n_rows, least_rows))[: n - start]
     return result
 
 
-def _block(X: NDArray[Any], start: int, n_rows: int) -> NDArray[Any]:
+def _block(X: NDArray[Any], start: int, n_rows: int, least_rows: int) -> NDArray[Any]:
     rows = X[start : start + n_rows]
     if len(rows) == n_rows:
         return rows
+    while least_rows < len(rows):
+        least_rows *= 2
+    n_rows = min(n_rows, least_rows)
     padded = np.zeros((n_rows, *X.shape[1:]), dtype=X.dtype)
     padded[: len(rows)] = rows
     return padded

@@ -6,7 +6,10 @@ of that mean. Expectations come from one Gaussian over the scaled fields of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,6 +68,9 @@ class Explainer:
 
     mean: NDArray[np.float64]
     precision: NDArray[np.float64]
+    _by_starts: dict[tuple[int, ...], tuple[NDArray[np.float64], NDArray[np.float64]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def fit(cls, X: NDArray[np.float32], rows: NDArray[np.intp] | None = None) -> Explainer:
@@ -83,9 +89,13 @@ class Explainer:
         n_top: int,
     ) -> list[tuple[FieldContribution, ...]]:
         """Return the `n_top` greatest contributions of every row of ``(n, d)``, whose raw values are `columns`."""
-        values, _, expected = self.contributions(X, preprocessor, representation, classifier)
+        values, likeliest = self._values(X, preprocessor, representation, classifier, N_STEPS)
         order = np.argsort(-values, axis=1, kind="stable")[:, :n_top]
         names = preprocessor.names
+        expected = {
+            names[index]: preprocessor.fields[index].decode(likeliest[:, preprocessor.slots[index]])
+            for index in np.unique(order).tolist()
+        }
         return [
             tuple(
                 FieldContribution(
@@ -109,7 +119,23 @@ class Explainer:
         n_steps: int = N_STEPS,
     ) -> Contributions:
         """Return what every field adds to the scores of ``(n, d)`` rows, some rows at a time; see :func:`attribute`."""
-        base = self.mean.astype(np.float32)
+        values, likeliest = self._values(X, preprocessor, representation, classifier, n_steps)
+        expected = {
+            each.name: each.decode(likeliest[:, slot])
+            for each, slot in zip(preprocessor.fields, preprocessor.slots, strict=True)
+        }
+        base = float(classifier.score(representation.embed(self._base[None]))[0])
+        return Contributions(values, base, expected)
+
+    def _values(
+        self,
+        X: NDArray[np.float32],
+        preprocessor: Preprocessor,
+        representation: FieldRepresentation,
+        classifier: OneClassClassifier,
+        n_steps: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what every field adds, ``(n, n_fields)``, and the expected encoding, ``(n, d)``."""
         gaussian, likeliest = self.decompose(X, preprocessor)
         order = np.argsort(-gaussian, axis=1, kind="stable")
         values = np.empty((len(X), len(preprocessor.slots)))
@@ -117,18 +143,18 @@ class Explainer:
             rows = slice(start, start + _CHUNK_ROWS)
             values[rows] = attribute(
                 X[rows],
-                base,
+                self._base,
                 representation,
                 classifier,
                 slots=preprocessor.slots,
                 order=order[rows],
                 n_steps=n_steps,
             )
-        expected = {
-            field.name: field.decode(likeliest[:, slot])
-            for field, slot in zip(preprocessor.fields, preprocessor.slots, strict=True)
-        }
-        return Contributions(values, _score_of(base, representation, classifier), expected)
+        return values, likeliest
+
+    @cached_property
+    def _base(self) -> NDArray[np.float32]:
+        return self.mean.astype(np.float32)
 
     def decompose(
         self, X: NDArray[np.float32], preprocessor: Preprocessor
@@ -139,12 +165,8 @@ class Explainer:
         it in lowers the negative log density by ½ u_Fᵀ Λ_FF⁻¹ u_F, the surprise.
         """
         d = len(self.mean)
-        precision = whole_tiles(self.precision)
-        inverses = np.zeros((d, d))
-        for slot in preprocessor.slots:
-            inverses[slot, slot] = np.linalg.inv(self.precision[slot, slot])
-        inverses = whole_tiles(inverses)
-        starts = [slot.start for slot in preprocessor.slots]
+        starts = tuple(slot.start for slot in preprocessor.slots)
+        precision, inverses = self._matrices(starts)
 
         def decompose_block(block: NDArray[np.float32]) -> NDArray[np.float64]:
             u = ((block - self.mean) @ precision)[:, :d]
@@ -153,6 +175,17 @@ class Explainer:
 
         both = by_blocks(decompose_block, X)
         return both[:, : len(starts)], both[:, len(starts) :]
+
+    def _matrices(self, starts: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return Λ and a diagonal of all Λ_FF⁻¹, for fields whose columns start there; columns of zeros are added."""
+        found = self._by_starts.get(starts)
+        if found is None:
+            inverses = np.zeros_like(self.precision)
+            for start, stop in itertools.pairwise((*starts, len(inverses))):
+                slot = slice(start, stop)
+                inverses[slot, slot] = np.linalg.inv(self.precision[slot, slot])
+            found = self._by_starts[starts] = whole_tiles(self.precision), whole_tiles(inverses)
+        return found
 
     def state(self) -> State:
         """Return all that was learned; :meth:`from_state` reads it."""
@@ -239,8 +272,8 @@ def _integrate(
     gradient = representation.pull_back(points, classifier.gradient(representation.embed(points)))
     steps = done[:, 2::2] - done[:, :-2:2]
     values = _by_field(way * (gradient.reshape(n, n_steps, d) * steps).sum(axis=1), slots)
-    score = classifier.score(representation.embed(X))
-    lacking = score - _score_of(base, representation, classifier) - values.sum(axis=1)
+    score = classifier.score(representation.embed(np.concatenate([X, base[None]])))
+    lacking = score[:-1] - score[-1] - values.sum(axis=1)
     size = np.abs(values)
     # Where the score is flat all the way and then jumps, the way itself is all there is to go by.
     size = np.where(size.any(axis=1, keepdims=True), size, _by_field(np.abs(way), slots))
@@ -276,12 +309,8 @@ def _by_field(values: NDArray[np.float64], slots: tuple[slice, ...]) -> NDArray[
     return added
 
 
-def _score_of(base: NDArray[np.float32], representation: FieldRepresentation, classifier: OneClassClassifier) -> float:
-    return float(classifier.score(representation.embed(base[None]))[0])
-
-
 def _observed(field: NumericField | CategoricalField, value: object) -> float | str | None:
     if isinstance(field, CategoricalField):
         return value if isinstance(value, str) else None
     number = float(value)  # type: ignore[arg-type]  # an element of a numeric column
-    return None if np.isnan(number) else number
+    return None if math.isnan(number) else number

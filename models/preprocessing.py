@@ -19,6 +19,8 @@ SOFT_LIMIT = 20.0
 _HARD_LIMIT = 1e12
 NEVER_SEEN = "never seen before"
 N_CANARY_ROWS = 16
+_FEW_ROWS = 4096
+_INFINITE = "field {!r} holds an infinite value; allowed: finite numbers, NaN where missing"
 ASINH_UNIT = 1.5
 """Deviations up to which ``asinh`` scaling is about linear; beyond, a value grows as its logarithm."""
 
@@ -44,25 +46,6 @@ class NumericField:
     def width(self) -> int:
         """How many columns of the matrix are this field's."""
         return 2 if self.has_missing else 1
-
-    def encode(self, column: NDArray[np.float64], out: NDArray[np.float32]) -> None:
-        """Write ``(n,)`` values to ``(n, width)`` columns."""
-        with np.errstate(over="ignore"):
-            z = (column - self.center) / self.scale
-        if self.is_compressed:
-            z = ASINH_UNIT * np.arcsinh(np.clip(z, -_HARD_LIMIT, _HARD_LIMIT) / ASINH_UNIT)
-        else:
-            is_far = np.abs(z) > SOFT_LIMIT
-            if is_far.any():  # hardly ever, and logarithms take their time
-                far = np.clip(z[is_far], -_HARD_LIMIT, _HARD_LIMIT)
-                z[is_far] = np.sign(far) * (SOFT_LIMIT + np.log1p(np.abs(far) - SOFT_LIMIT))
-        is_missing = np.isnan(column)
-        if is_missing.any():
-            # Where values were always there, a missing one is as odd as any surprise; else it has a column of its own.
-            z[is_missing] = 0.0 if self.has_missing else SURPRISE
-        out[:, 0] = z
-        if self.has_missing:
-            out[:, 1] = is_missing
 
     def decode(self, encoded: NDArray[np.float64]) -> list[float | str | None]:
         """Return the values that ``(n, width)`` encodings stand for, within what was seen."""
@@ -128,6 +111,7 @@ class Preprocessor:
         self.slots = tuple(slice(stop - field.width, stop) for field, stop in zip(fields, stops, strict=True))
         """Which columns of the matrix belong to which field."""
         self.n_columns = int(stops[-1]) if stops else 0
+        self._scaling = _Scaling(tuple(field for field in fields if isinstance(field, NumericField)))
 
     @classmethod
     def fit(cls, columns: Columns, *, scaling: str = "standard", max_categories: int = MAX_CATEGORIES) -> Preprocessor:
@@ -179,14 +163,23 @@ class Preprocessor:
             raise ValueError(f"columns: fields {lost} are missing; needed: {list(self.names)}")
         columns = {name: columns[name] for name in self.names}
         X = np.empty((row_count(columns), self.n_columns), dtype=np.float32)
+        numeric: list[tuple[NDArray[Any], slice]] = []
         for field, slot in zip(self.fields, self.slots, strict=True):
             column = columns[field.name]
             if isinstance(field, NumericField):
-                field.encode(as_numbers(field.name, column), X[:, slot])
+                numeric.append((column if column.dtype.kind in "fiub" else as_numbers(field.name, column), slot))
             elif column.dtype != object:
                 raise ValueError(f"field {field.name!r} has dtype {column.dtype}; allowed: object (str or None)")
             else:
                 field.encode(column, X[:, slot])
+        # Of few rows all fields together, since every call costs more than its numbers; of many, what the cache holds.
+        n_together = max(1, len(numeric) if len(X) <= _FEW_ROWS else 1)
+        for first in range(0, len(numeric), n_together):
+            part = slice(first, first + n_together)
+            z, is_missing = self._scaling.of(np.array([column for column, _ in numeric[part]], dtype=np.float64), part)
+            for (_, slot), *encoded in zip(numeric[part], z, is_missing, strict=True):
+                for place, values in zip(range(slot.start, slot.stop), encoded, strict=False):
+                    X[:, place] = values
         return X
 
     def has_layout_of(self, other: object) -> bool:
@@ -250,6 +243,43 @@ class Preprocessor:
         return cls(tuple(fields))
 
 
+class _Scaling:
+    """The scales of numeric fields, one below the other, so that fields can be scaled together."""
+
+    def __init__(self, fields: tuple[NumericField, ...]) -> None:
+        self._names = [field.name for field in fields]
+        self._centers = np.array([[field.center] for field in fields])
+        self._scales = np.array([[field.scale] for field in fields])
+        self._is_compressed = np.array([field.is_compressed for field in fields], dtype=np.bool_)
+        # Where values were always there, a missing one is as odd as any surprise; else it has a column of its own.
+        self._missing = np.array([[0.0 if field.has_missing else SURPRISE] for field in fields])
+
+    def of(self, values: NDArray[np.float64], part: slice) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return ``(k, n)`` values of a part of the fields scaled, and which are missing.
+
+        Raises
+        ------
+        ValueError
+            If a field is infinite; names it.
+        """
+        is_infinite = np.isinf(values)
+        if is_infinite.any():
+            raise ValueError(_INFINITE.format(self._names[part][int(is_infinite.any(axis=1).argmax())]))
+        is_compressed = self._is_compressed[part]
+        with np.errstate(over="ignore"):
+            z = (values - self._centers[part]) / self._scales[part]
+        is_far = np.abs(z) > SOFT_LIMIT
+        if is_compressed.any():
+            drawn_in = np.clip(z[is_compressed], -_HARD_LIMIT, _HARD_LIMIT) / ASINH_UNIT
+            z[is_compressed] = ASINH_UNIT * np.arcsinh(drawn_in)
+            is_far[is_compressed] = False
+        if is_far.any():  # hardly ever, and logarithms take their time
+            far = np.clip(z[is_far], -_HARD_LIMIT, _HARD_LIMIT)
+            z[is_far] = np.sign(far) * (SOFT_LIMIT + np.log1p(np.abs(far) - SOFT_LIMIT))
+        is_missing = np.isnan(values)
+        return np.where(is_missing, self._missing[part], z) if is_missing.any() else z, is_missing
+
+
 def row_count(columns: Columns) -> int:
     """Return how many rows the columns have; ValueError naming the fields if they do not agree."""
     shapes = {name: column.shape for name, column in columns.items()}
@@ -264,7 +294,7 @@ def as_numbers(name: str, column: NDArray[Any]) -> NDArray[np.float64]:
         raise ValueError(f"field {name!r} has dtype {column.dtype}; allowed: float64 (NaN where missing)")
     numbers = column.astype(np.float64, copy=False)
     if np.isinf(numbers).any():
-        raise ValueError(f"field {name!r} holds an infinite value; allowed: finite numbers, NaN where missing")
+        raise ValueError(_INFINITE.format(name))
     return numbers
 
 

@@ -260,14 +260,16 @@ class GDE:
         """
         mean, whiten, log_det = self._fitted()
         m = len(mean)
+        precision = np.matmul(whiten, whiten.transpose(0, 2, 1))
+        if self.aggregate == "mean":
+            precision /= m
 
         def gradient_block(block: NDArray[Any]) -> NDArray[np.float64]:
             stack = _stacked(block)
-            white = np.matmul(stack - mean[:, None, :], whiten)
-            pulls = np.matmul(white, whiten.transpose(0, 2, 1))
-            if self.aggregate == "mean":
-                pulls /= m
-            else:
+            stack -= mean[:, None, :]
+            pulls = np.matmul(stack, precision)
+            if self.aggregate != "mean":
+                white = np.matmul(stack, whiten)
                 density = 0.5 * (np.square(white).sum(axis=2) + log_det[:, None])
                 order = np.argsort(density, axis=0, kind="stable")
                 share = np.zeros(order.shape)

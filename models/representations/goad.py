@@ -27,10 +27,14 @@ LEAK = np.float32(0.2)
 _EPOCH_ROWS = 64
 _BLOCK_ROWS = 256
 """Of a block that is embedded at once: with 32 transformations of width 8 a quarter of a MiB."""
+_LEAST_ROWS = 16
+"""The same of the last block, if it has so few."""
 _FEW_ROWS = 8
-"""The same where `are_alike` says no: the largest product that treats all its rows alike there."""
+"""Of all blocks where `are_alike` says no: the largest product that treats all its rows alike there."""
 _TILE = 16
 """Inner dimension from which on a product of matrices runs at full speed; layers of width 8 take two at once."""
+_SHAPES = ((121, 512), (16, 256), (32, 64), (16, 16), (8, 8), (256, 16), (512, 128))
+"""Inner and outer dimensions of products as there are here."""
 _CHOICES = {"optimizer": ("adam", "sgd"), "head": ("linear", "centres")}
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -44,6 +48,10 @@ class Network(NamedTuple):
     """``(M width,)``."""
     rest: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     """Of the other layers: weight ``(g width, g width)``, g of the layer's on its diagonal, and bias ``(g width,)``."""
+    back: tuple[torch.Tensor, ...]
+    """The transposed weights of the same layers."""
+    folded_back: torch.Tensor
+    """The transposed first layer, ``(M width, d)`` with columns of zeros added, see :func:`whole_tiles`."""
 
 
 class Goad:
@@ -155,22 +163,26 @@ class Goad:
 
         from models.nets.mlp import one_thread
 
-        network, n_rows = self._as_network(), _BLOCK_ROWS if are_alike() else _FEW_ROWS
+        network = self._as_network()
         with torch.inference_mode(), one_thread():
-            return by_blocks(lambda block: self._embed_block(block, network), X, n_rows=n_rows)
+            return by_blocks(lambda block: self._embed_block(block, network), X, **_block_sizes())
 
     def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how a change of the embedding's every part by `dZ` ``(n, M, width)`` pulls at the rows ``(n, d)``.
 
         That is dZ Jᵀ with J the Jacobian of :meth:`embed` at `X`, by back-propagation.
         """
-        folded = self._first_layer()
-        d = len(folded)
-        backward = whole_tiles(folded.T.astype(np.float64))
-        pairs = np.concatenate([X, dZ.reshape(len(X), -1)], axis=1, dtype=np.float64)
-        return by_blocks(
-            lambda block: self._pull_back_block(block[:, :d].astype(np.float32), block[:, d:], folded, backward), pairs
-        )
+        import torch
+
+        from models.nets.mlp import one_thread
+
+        network, d = self._as_network(), X.shape[1]
+        pairs = np.concatenate([X, dZ.reshape(len(X), -1)], axis=1, dtype=np.float32, casting="same_kind")
+        with torch.inference_mode(), one_thread():
+            pulled = by_blocks(
+                lambda block: self._pull_back_block(block[:, :d], block[:, d:], network), pairs, **_block_sizes()
+            )
+        return pulled.astype(np.float64)
 
     def state(self) -> State:
         """Return projections and weights; the optimiser is not part of it."""
@@ -243,39 +255,48 @@ class Goad:
                     (torch.from_numpy(np.kron(diagonal, weight.T)), torch.from_numpy(np.tile(bias, at_once)))
                     for weight, bias in rest
                 ),
+                tuple(torch.from_numpy(np.kron(diagonal, weight)) for weight, _ in rest),
+                torch.from_numpy(whole_tiles(folded.T)),
             )
         return self._network
 
     def _embed_block(self, X: NDArray[np.float32], network: Network) -> NDArray[np.float32]:
-        import torch
-        from torch.nn import functional
-
-        hidden = torch.addmm(network.first_bias, torch.from_numpy(np.ascontiguousarray(X)), network.folded)
-        for weight, bias in network.rest:
-            functional.leaky_relu_(hidden, float(LEAK))
-            hidden = torch.addmm(bias, hidden.view(-1, len(bias)), weight)
-        features: NDArray[np.float32] = functional.leaky_relu_(hidden, float(LEAK)).numpy()
+        features: NDArray[np.float32] = _layers(X, network)[-1].numpy()
         return features.reshape(len(X), self.options["n_transforms"], self.options["width"])
 
     def _pull_back_block(
-        self,
-        X: NDArray[np.float32],
-        dZ: NDArray[np.float64],
-        folded: NDArray[np.float32],
-        backward: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        layers = self._layers[: self.options["n_layers"]]
-        hidden = (X @ folded).reshape(-1, self.options["width"]) + layers[0][1]
-        slopes = [np.where(hidden > 0.0, np.float32(1.0), LEAK)]
-        for weight, bias in layers[1:]:
-            hidden = (hidden * slopes[-1]) @ weight.T + bias
-            slopes.append(np.where(hidden > 0.0, np.float32(1.0), LEAK))
-        pulled = dZ.reshape(hidden.shape) * slopes[-1]
-        for (weight, _), slope in zip(reversed(layers[1:]), reversed(slopes[:-1]), strict=True):
-            pulled = pulled @ weight.astype(np.float64)
-            pulled *= slope
-        pull: NDArray[np.float64] = (pulled.reshape(len(X), -1) @ backward)[:, : X.shape[1]]
+        self, X: NDArray[np.float32], dZ: NDArray[np.float32], network: Network
+    ) -> NDArray[np.float32]:
+        import torch
+
+        slope_of = torch.ops.aten.leaky_relu_backward
+        first, *hidden = _layers(X, network)
+        pulled = torch.from_numpy(np.ascontiguousarray(dZ))
+        for weight, outputs in zip(reversed(network.back), reversed(hidden), strict=True):
+            pulled = torch.mm(slope_of(pulled.view(outputs.shape), outputs, float(LEAK), True), weight)
+        pulled = torch.mm(slope_of(pulled.view(first.shape), first, float(LEAK), True), network.folded_back)
+        pull: NDArray[np.float32] = pulled.numpy()[:, : X.shape[1]]
         return pull
+
+
+def _layers(X: NDArray[np.float32], network: Network) -> list[torch.Tensor]:
+    """Return the outputs of every layer, rows of as many columns as the layer's bias has."""
+    import torch
+    from torch.nn import functional
+
+    hidden = torch.addmm(network.first_bias, torch.from_numpy(np.ascontiguousarray(X)), network.folded)
+    outputs = [functional.leaky_relu_(hidden, float(LEAK))]
+    for weight, bias in network.rest:
+        hidden = torch.addmm(bias, outputs[-1].view(-1, len(bias)), weight)
+        outputs.append(functional.leaky_relu_(hidden, float(LEAK)))
+    return outputs
+
+
+def _block_sizes() -> dict[str, int]:
+    """Return how many rows blocks may have on this machine, see :func:`by_blocks`."""
+    if not are_alike():
+        return {"n_rows": _FEW_ROWS}
+    return {"n_rows": _BLOCK_ROWS, "least_rows": _LEAST_ROWS if are_few_alike() else _BLOCK_ROWS}
 
 
 @cache
@@ -283,16 +304,35 @@ def are_alike() -> bool:
     """Return whether a row of a float32 product gets the same bits wherever it stands in a block, on this machine."""
     import torch
 
+    order = torch.randperm(_BLOCK_ROWS, generator=torch.Generator().manual_seed(1))
+    return _hold(lambda multiply, rows, product: torch.equal(product[order], multiply(rows[order])))
+
+
+@cache
+def are_few_alike() -> bool:
+    """Return whether it gets the same bits in smaller blocks, too."""
+    import torch
+
+    sizes = [_LEAST_ROWS << shift for shift in range((_BLOCK_ROWS // _LEAST_ROWS).bit_length() - 1)]
+    return _hold(lambda multiply, rows, product: all(torch.equal(product[:n], multiply(rows[:n])) for n in sizes))
+
+
+def _hold(is_so: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor], bool]) -> bool:
+    """Return whether something is so of random products: of how to multiply, a block of rows, and their product."""
+    import torch
+
     from models.nets.mlp import one_thread
 
     generator = torch.Generator().manual_seed(0)
     with one_thread():
-        for n_in, n_out in ((121, 512), (16, 256), (32, 64), (16, 16), (8, 8)):
+        for n_in, n_out in _SHAPES:
             rows = torch.randn(_BLOCK_ROWS, n_in, generator=generator)
             weights, bias = torch.randn(n_in, n_out, generator=generator), torch.randn(n_out, generator=generator)
-            order = torch.randperm(_BLOCK_ROWS, generator=generator)
-            product = torch.addmm(bias, rows, weights)
-            if not torch.equal(product[order], torch.addmm(bias, rows[order], weights)):
+
+            def multiply(some: torch.Tensor, w: torch.Tensor = weights, b: torch.Tensor = bias) -> torch.Tensor:
+                return torch.addmm(b, some, w)
+
+            if not is_so(multiply, rows, multiply(rows)):
                 return False
     return True
 

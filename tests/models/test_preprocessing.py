@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.preprocessing import SURPRISE, CategoricalField, Preprocessor
+from models.preprocessing import SCALINGS, SURPRISE, CategoricalField, Preprocessor
 
 
 def objects(*values: str | None) -> np.ndarray:
@@ -145,3 +145,26 @@ def test_nothing_to_learn_from_is_refused() -> None:
         Preprocessor.fit({"a": np.empty(0)})
     with pytest.raises(ValueError, match="scaling is 'quantile'; allowed: standard, robust"):
         Preprocessor.fit({"a": np.ones(3)}, scaling="quantile")
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_row_is_scaled_alike_alone_and_among_many_bit_for_bit(scaling: str) -> None:
+    rng = np.random.default_rng(0)
+    columns: dict[str, np.ndarray] = {f"x{j}": rng.normal(size=5000) * 10.0 ** rng.integers(-3, 4) for j in range(9)}
+    columns["x0"][::7] *= 1e6
+    columns["x1"][::5] = np.nan
+    columns["up"] = rng.integers(0, 2, 5000).astype(bool)
+    preprocessor = Preprocessor.fit(columns, scaling=scaling)
+    columns["x2"][3] = np.nan
+    together = preprocessor.transform(columns)
+    for rows in (slice(0, 1), slice(3, 4), slice(100, 300), slice(0, 4999)):
+        alone = preprocessor.transform({name: column[rows] for name, column in columns.items()})
+        np.testing.assert_array_equal(alone, together[rows])
+
+
+def test_of_many_fields_the_infinite_one_is_named() -> None:
+    columns = {name: np.arange(3.0) for name in ("a", "b", "c")}
+    preprocessor = Preprocessor.fit(columns)
+    columns["b"] = np.array([1.0, -np.inf, 2.0])
+    with pytest.raises(ValueError, match="field 'b' holds an infinite value"):
+        preprocessor.transform(columns)

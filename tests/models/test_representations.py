@@ -543,6 +543,23 @@ def test_goad_embeds_a_row_alike_in_every_batch_for_any_number_of_projections(n_
     np.testing.assert_array_equal(goad.embed(X[order]), goad.embed(X)[order])
 
 
+@pytest.mark.parametrize("sizes", [{"n_rows": 8}, {"n_rows": 256, "least_rows": 256}, None], ids=str)
+def test_goad_embeds_and_pulls_back_few_rows_as_many_whatever_blocks_a_machine_allows(
+    sizes: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sizes is not None:
+        monkeypatch.setattr("models.representations.goad._block_sizes", lambda: sizes)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 16)).astype(np.float32)
+    goad = Goad(n_transforms=32).fit(X, np.random.default_rng(0))
+    embedded = goad.embed(X)
+    dZ = rng.normal(size=embedded.shape)
+    pulled = goad.pull_back(X, dZ)
+    for n in (1, 15, 17, 40, 100, 299):
+        np.testing.assert_array_equal(goad.embed(X[-n:]), embedded[-n:])
+        np.testing.assert_array_equal(goad.pull_back(X[-n:], dZ[-n:]), pulled[-n:])
+
+
 def test_goad_goes_on_with_its_optimiser_from_one_update_to_the_next(X: np.ndarray) -> None:
     # 300 rows are 9 batches of 32: two updates of whole passes draw the same batches as one.
     at_once, in_two = (Goad(**OPTIONS["goad"]).fit(X, np.random.default_rng(0)) for _ in range(2))

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-gpu operate chaos chaos-short soak lint format docs constraints clean
+.PHONY: help demo test test-kafka test-slow test-gpu operate chaos chaos-short soak lint format docs constraints clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -12,8 +12,11 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Watch it work: embedded broker, real stream, summary (DEMO="--dataset thyroid" for options)
 	$(BIN)/srr-stream demo $(DEMO)
 
-test: $(INSTALLED)  ## The whole default suite, two tests at once
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not chaos and not operate"
+test: $(INSTALLED)  ## The whole default suite, two tests at once, each with a thread for products of matrices
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not chaos and not operate and not kafka"
+
+test-kafka: $(INSTALLED)  ## The same promises on a real Apache Kafka (KAFKA_HOME), and by librdkafka
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "kafka and not slow and not chaos and not operate"
 
 test-slow: $(INSTALLED)  ## What takes minutes
 	$(BIN)/python -m pytest -m slow
@@ -21,7 +24,7 @@ test-slow: $(INSTALLED)  ## What takes minutes
 test-gpu: $(INSTALLED)  ## What needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-operate: $(INSTALLED)  ## The real chain: broker, service, Prometheus, Alertmanager, webhook, Chromium; and librdkafka's turn
+operate: $(INSTALLED)  ## The real chain: broker, service, Prometheus, Alertmanager, webhook, Chromium
 	$(BIN)/python -m pytest -m operate
 
 chaos: $(INSTALLED)  ## Kill, freeze, cut and fill up the real thing: all scenarios in both modes (CHAOS="kills --seed 1" for options)

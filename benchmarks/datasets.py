@@ -98,12 +98,12 @@ def load_table(name: str, seed: int = 0) -> Table:
         If the file is not here; says where the data are to be had.
     """
     if name == "kddrev":
-        kdd = _table("kdd")
+        kdd = _table("kdd", _folder())
         # In KDD the rare normal connections are the anomalies; here it is the other way round.
         is_attack = ~kdd.is_anomaly
         rows = kdd_rev_rows(is_attack, seed)
         return Table(name, kdd.X[rows], is_attack[rows], kdd.source)
-    return _table(name)
+    return _table(name, _folder())
 
 
 def load_stream(name: str) -> Stream:
@@ -121,8 +121,9 @@ def load_stream(name: str) -> Stream:
 
 
 @lru_cache(maxsize=2)
-def _table(name: str) -> Table:
-    if name in SHIPPED and not os.environ.get("SRR_DATA_DIR"):
+def _table(name: str, folder_of_data: str) -> Table:
+    """Return the table; what is read from one folder does not stand for what is in another."""
+    if name in SHIPPED and not folder_of_data:
         return _shipped(name)
     folder, file, origin = "", f"{name}.npz", name
     if name == "kdd":
@@ -144,8 +145,12 @@ def _shipped(name: str) -> Table:
     return Table(name, X, dataset.is_anomaly, "shipped")
 
 
+def _folder() -> str:
+    return os.environ.get("SRR_DATA_DIR", "")
+
+
 def _path(file: str, origin: str) -> Path:
-    folder = os.environ.get("SRR_DATA_DIR")
+    folder = _folder()
     if not folder:
         raise DatasetMissing(
             f"{file} does not ship with the project: set SRR_DATA_DIR to a folder with it; source: {SOURCES[origin]}"

@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+
+
+def mid_ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each finite number, from 1; equal ones share the mean of theirs.
+
+    As SciPy's ``rankdata``, for which a trainer would have to load ``scipy.stats`` for a second and some 20 MiB.
+
+    Examples
+    --------
+    >>> mid_ranks(np.array([0.3, 0.1, 0.3]))
+    array([2.5, 1. , 2.5])
+    """
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def roc_auc(is_anomaly: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
@@ -23,7 +37,7 @@ def roc_auc(is_anomaly: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     0.5
     """
     n_anomalies, n = _counts(is_anomaly, score)
-    rank_sum = float(rankdata(score)[is_anomaly].sum())
+    rank_sum = float(mid_ranks(score)[is_anomaly].sum())
     return (rank_sum - n_anomalies * (n_anomalies + 1) / 2) / (n_anomalies * (n - n_anomalies))
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+
+from models.evaluation import mid_ranks
 
 if TYPE_CHECKING:
     from models.detector import Model, Scores
@@ -204,7 +205,7 @@ def _auc(normal: Scores, anomalous: Scores) -> float:
     scores = np.concatenate([normal.score, anomalous.score])
     if not np.isfinite(scores).all():
         return 0.0
-    ranks = rankdata(scores)
+    ranks = mid_ranks(scores)
     return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
@@ -212,7 +213,7 @@ def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Return Spearman's correlation, 0.0 where one side is constant or not finite."""
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 0.0
-    ranks_a, ranks_b = rankdata(a), rankdata(b)
+    ranks_a, ranks_b = mid_ranks(a), mid_ranks(b)
     if np.ptp(ranks_a) == 0 or np.ptp(ranks_b) == 0:
         return 0.0
     return float(np.corrcoef(ranks_a, ranks_b)[0, 1])

@@ -21,6 +21,7 @@ from srr_stream.metrics import package_version
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 log = get_logger(__name__)
 
@@ -45,7 +46,7 @@ class Tracing(Protocol):
         """Time what is done inside, as a part of what is timed around it."""
 
     def close(self) -> None:
-        """Let what is still here go to the collector, for two seconds at most; twice is fine."""
+        """Let what is still here go to the collector, for 2.5 s at most; twice is fine."""
 
 
 class NoSpans:
@@ -70,15 +71,18 @@ class Spans:
     ----------
     group_id
         Of the consumer group, in every flagged record's span.
+    exporter
+        What the provider exports with, if that may have to be told to stop trying.
     """
 
-    def __init__(self, provider: TracerProvider, *, group_id: str) -> None:
+    def __init__(self, provider: TracerProvider, *, group_id: str, exporter: SpanExporter | None = None) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("srr_stream", package_version())
         self._propagator = TraceContextTextMapPropagator()
         self._group_id = group_id
+        self._exporter = exporter
         self._is_closed = False
 
     def flagged(self, raw: RawRecord, *, version: int, severity: float, began_ns: int) -> Sequence[Header]:
@@ -120,7 +124,7 @@ class Spans:
             yield
 
     def close(self) -> None:
-        """Let what is still here go to the collector, for two seconds at most; twice is fine."""
+        """Let what is still here go to the collector, for 2.5 s at most; twice is fine."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -130,6 +134,9 @@ class Spans:
         closing.join(_SHUTDOWN_S)
         if closing.is_alive():
             log.warning("the last spans are lost: the collector did not take them within %g s", _SHUTDOWN_S)
+            if self._exporter is not None:  # or it tries again for as long as the process lives
+                self._exporter.shutdown()
+                closing.join(_SHUTDOWN_S / 4)
 
 
 def make_spans(role: str, *, group_id: str) -> Spans:
@@ -155,8 +162,9 @@ def make_spans(role: str, *, group_id: str) -> Spans:
     named = OTELResourceDetector().detect().attributes.get(SERVICE_NAME)
     about = {"service.version": package_version()} | ({} if named else {SERVICE_NAME: f"srr-stream-{role}"})
     provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Spans(provider, group_id=group_id)
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Spans(provider, group_id=group_id, exporter=exporter)
 
 
 def trace_headers(raw: RawRecord) -> list[Header]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from collections import deque
@@ -188,12 +189,19 @@ def _adopt(trainer: Trainer, settings: Settings, metrics: TrainerMetrics) -> Non
 
 
 def limit_threads(n_threads: int) -> None:
-    """Leave the other processors to the scorer."""
-    import torch
+    """Leave the other processors to the scorer: what is loaded already is told, what is loaded later finds it said.
+
+    PyTorch is not loaded for this: half of the representations do without, and are ready seconds earlier.
+    """
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(n_threads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(n_threads)
     threadpool_limits(n_threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(n_threads)
 
 
 def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
@@ -203,7 +211,10 @@ def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
     assembly.log_as_set(settings)
     news: deque[Settings] = deque(maxlen=1)
     stop = begin_child(pipe, on_message=news.append)
-    import srr_stream.trainer  # noqa: F401  # before the limit: torch hangs when memory ends within its import
+    import srr_stream.trainer  # noqa: F401
+
+    if assembly.make_training_config(settings).make_representation().steps_for(1):
+        import torch  # noqa: F401  # before the limit: it hangs when memory ends within its import
 
     os.nice(settings.training.nice)
     if settings.training.memory_limit is not None:

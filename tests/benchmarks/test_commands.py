@@ -74,6 +74,15 @@ def test_sets_that_ship_whole_need_no_folder() -> None:
     assert thyroid.X.dtype == np.float32
 
 
+def test_a_table_of_one_folder_does_not_stand_for_that_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "thyroid.npz", X=np.zeros((2, 6), np.float32), y=np.zeros(2))
+    for folder, n_rows in ((str(tmp_path), 2), ("", 3772)):
+        monkeypatch.setenv("SRR_DATA_DIR", folder)
+        assert len(load_table("thyroid").X) == n_rows
+
+
 @pytest.mark.usefixtures("no_raw_data")
 def test_a_run_is_written_and_resumed_and_ratios_that_cannot_be_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

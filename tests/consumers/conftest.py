@@ -30,12 +30,12 @@ def broker(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(
-    params=[ClientName.KAFKA_PYTHON, pytest.param(ClientName.CONFLUENT, marks=pytest.mark.operate)],
+    params=[ClientName.KAFKA_PYTHON, pytest.param(ClientName.CONFLUENT, marks=pytest.mark.kafka)],
 )
 def client(request: pytest.FixtureRequest) -> ClientName:
     """Every client library in turn: what one promises the other must keep.
 
-    The default suite has librdkafka in the tests of all sources; here it runs by ``make operate``, for want of time.
+    The default suite has librdkafka in the tests of all sources; here it runs by ``make test-kafka``, for want of time.
     """
     name: ClientName = request.param
     return name

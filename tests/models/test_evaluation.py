@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from models.evaluation import (
     average_precision,
     f1_at_true_ratio,
+    mid_ranks,
     precision_at,
     precision_recall_f1,
     recall_at_precision,
@@ -24,6 +26,7 @@ def test_they_agree_with_scikit_learn_ties_and_all(n: int, seed: int, n_values: 
     y = np.arange(n) < rng.integers(1, n)
     score = rng.integers(n_values, size=n).astype(float)
     flagged = rng.random(n) < 0.5
+    np.testing.assert_array_equal(mid_ranks(score), rankdata(score))
     assert roc_auc(y, score) == pytest.approx(roc_auc_score(y, score))
     assert average_precision(y, score) == pytest.approx(average_precision_score(y, score))
     expected = precision_recall_fscore_support(y, flagged, average="binary", zero_division=0.0)[:3]

@@ -202,6 +202,7 @@ def make_folder(folder: Path, n: int) -> None:
     (folder / "torn.png").write_bytes(b"\x89PNG")
 
 
+@pytest.mark.operate  # networks are trained: three quarters of a minute beside another test
 def test_the_demo_takes_a_folder_of_pictures_and_shows_the_flagged_ones_with_their_heat_maps(tmp_path: Path) -> None:
     make_folder(tmp_path / "mine", 300)
     sheet = tmp_path / "sheet.png"

@@ -103,7 +103,7 @@ def test_a_trainer_that_dies_of_lack_of_memory_never_stops_scoring(
     with running(Service(check_settings(stream.content()))):
         stream.produce(make_values(400))
         wait_until(lambda: stream.count() == 400, what="the first verdicts")
-    starved = Service(check_settings(stream.content(training={"memory_limit": "300MiB", "every": "1s"})))
+    starved = Service(check_settings(stream.content(training={"memory_limit": "100MiB", "every": "1s"})))
     with running(starved):
         trainer = starved.trainer
         assert trainer is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -749,3 +752,34 @@ def test_a_manifest_without_a_time_is_no_reason_to_stop(
     after.trainer.turn()
     assert after.health.is_ready
     assert after.metrics_registry.get_sample_value("srr_training_last_success_timestamp_seconds") == 0
+
+
+def test_a_training_without_networks_loads_neither_pytorch_nor_what_else_takes_seconds() -> None:
+    code = """if True:
+        import sys
+        import numpy as np
+        import srr_stream.trainer
+        from models.presets import PRESETS
+        from models.training import train
+        from srr_stream.trainer_process import limit_threads
+        limit_threads(1)
+        rng = np.random.default_rng(0)
+        train({"x": rng.normal(size=500), "y": rng.normal(size=500)}, PRESETS["default"], seed=0)
+        heavy = {"torch", "sklearn", "scipy.stats", "pandas"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_pytorch_keeps_to_the_threads_of_a_training_whenever_it_is_loaded(order: str) -> None:
+    lines = ["import torch", "limit_threads(1)"]
+    code = "\n".join(
+        [
+            "from srr_stream.trainer_process import limit_threads",
+            *(lines if order == "before" else reversed(lines)),
+            "assert torch.get_num_threads() == 1, torch.get_num_threads()",
+        ]
+    )
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)

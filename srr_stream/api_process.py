@@ -22,6 +22,7 @@ from srr_stream.child import ChildProcess, begin_child
 from srr_stream.errors import SrrStreamError
 from srr_stream.logs import get_logger, set_up_logging
 from srr_stream.settings import Settings
+from srr_stream.threads import limit_threads
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -86,7 +87,6 @@ def run_api(
         If something is missing that an operator must provide.
     """
     import uvicorn
-    from threadpoolctl import threadpool_limits
 
     from srr_stream import assembly
     from srr_stream.web.access import is_loopback
@@ -97,7 +97,7 @@ def run_api(
         listener = stack.enter_context(_listening(api.host, api.port))
         port = listener.getsockname()[1]
         token, is_made = assembly.api_token(settings)
-        threadpool_limits(1)
+        limit_threads(1)
         parts = stack.enter_context(_parts(settings, ports or Ports.of(settings)))
         is_open = is_loopback(api.host)
         public = urlsplit(api.public_url).hostname if api.public_url is not None else None

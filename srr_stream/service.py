@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
-from threadpoolctl import threadpool_limits
 
 from consumers.errors import (
     BrokerUnavailable,
@@ -40,6 +39,7 @@ from srr_stream.scorer import Observer, Scorer
 from srr_stream.settings import Settings
 from srr_stream.shadow import Shadow
 from srr_stream.statusz import ScorerBoard, scorer_statusz
+from srr_stream.threads import limit_threads
 from srr_stream.tracing import NoSpans, Tracing
 from srr_stream.trainer_process import TrainerProcess
 
@@ -168,7 +168,7 @@ class Service:
         self.listens.set()
         log.info("metrics and health: http://%s:%d/metrics, /livez, /readyz", http.host, endpoint.port)
         # A second thread of linear algebra waits busily on batches this small, and takes a processor from the trainer.
-        threadpool_limits(1)
+        limit_threads(1)
         sys.setswitchinterval(SWITCH_S)
         # Every record that is read is an object that the collector would walk, and all of the program with it.
         gc.freeze()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from srr_stream.logs import get_logger, set_up_logging
 from srr_stream.metrics import TrainerMetrics
 from srr_stream.reload import Reloader, Reloads
 from srr_stream.settings import Settings
+from srr_stream.threads import limit_threads
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -186,22 +186,6 @@ def _adopt(trainer: Trainer, settings: Settings, metrics: TrainerMetrics) -> Non
     )
     metrics.every.set(settings.training.every.total_seconds() if settings.training.every is not None else 0.0)
     assembly.log_as_set(settings)
-
-
-def limit_threads(n_threads: int) -> None:
-    """Leave the other processors to the scorer: what is loaded already is told, what is loaded later finds it said.
-
-    PyTorch is not loaded for this: half of the representations do without, and are ready seconds earlier.
-    """
-    from threadpoolctl import threadpool_limits
-
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(n_threads)
-    threadpool_limits(n_threads)
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(n_threads)
 
 
 def _child(settings: Settings, pipe: Connection, log_level: int) -> None:

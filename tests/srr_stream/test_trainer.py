@@ -761,7 +761,7 @@ def test_a_training_without_networks_loads_neither_pytorch_nor_what_else_takes_s
         import srr_stream.trainer
         from models.presets import PRESETS
         from models.training import train
-        from srr_stream.trainer_process import limit_threads
+        from srr_stream.threads import limit_threads
         limit_threads(1)
         rng = np.random.default_rng(0)
         train({"x": rng.normal(size=500), "y": rng.normal(size=500)}, PRESETS["default"], seed=0)
@@ -772,11 +772,11 @@ def test_a_training_without_networks_loads_neither_pytorch_nor_what_else_takes_s
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_pytorch_keeps_to_the_threads_of_a_training_whenever_it_is_loaded(order: str) -> None:
+def test_pytorch_keeps_to_the_threads_it_is_given_whenever_it_is_loaded(order: str) -> None:
     lines = ["import torch", "limit_threads(1)"]
     code = "\n".join(
         [
-            "from srr_stream.trainer_process import limit_threads",
+            "from srr_stream.threads import limit_threads",
             *(lines if order == "before" else reversed(lines)),
             "assert torch.get_num_threads() == 1, torch.get_num_threads()",
         ]

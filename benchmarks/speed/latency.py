@@ -69,9 +69,10 @@ def main(arguments: Sequence[str]) -> int:
 
         # A broker that has just started compiles itself for a minute, on the processors that are measured.
         at_a_rate(node, folder, model, ClientName.CONFLUENT, False, options.rate, options.seconds)
-        p99 = interleaved({named(*case): partial(slow, *case) for case in CASES}, options.rounds, n_warm_up=0)
+        turns = {"n_rounds": options.rounds, "n_warm_up": 0}
+        p99 = interleaved({named(*case): partial(slow, *case) for case in CASES}, **turns)
         topic = stream.filled(node, "full", stream.values(50_000, 5), options.records)
-        rates = interleaved({named(*case): partial(full, *case) for case in CASES}, options.rounds, n_warm_up=0)
+        rates = interleaved({named(*case): partial(full, *case) for case in CASES}, **turns)
     p50 = {name: np.array([np.quantile(each, 0.5) for each in found]) for name, found in latencies.items()}
     at = f"at {options.rate:,} records/s"
     claims = []

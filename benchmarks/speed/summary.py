@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.report import Summary, Table, markdown, page, read
+from benchmarks.report import Table, markdown, page, read
 from benchmarks.runner import OUT
 from benchmarks.speed.pairs import COLUMNS
 
@@ -30,18 +31,29 @@ def main(arguments: Sequence[str]) -> int:
     for summary in summaries:
         for image in summary.images:
             shutil.copyfile(options.out / image, images / image)
-    own, _, _ = options.page.read_text(encoding="utf-8").partition(BEGIN)
-    options.page.write_text(own + BEGIN + "\n\n" + generated(summaries), encoding="utf-8")
+    own, _, before = options.page.read_text(encoding="utf-8").partition(BEGIN)
+    sections = _sections(before) | {
+        summary.name.removeprefix("speed-"): page(summary, level=2, image_folder="images/") for summary in summaries
+    }
+    options.page.write_text(own + BEGIN + "\n\n" + generated(sections), encoding="utf-8")
     print(f"written: {options.page} from {', '.join(summary.name for summary in summaries)}")
     return 0
 
 
-def generated(summaries: Sequence[Summary]) -> str:
-    """Return the table of all claims, and behind it the page of each command."""
-    rows = [list(row) for summary in summaries for table in summary.tables if _holds(table) for row in table.rows]
-    table = markdown(Table("Against peers and limits", COLUMNS, rows), level=2)
-    return "\n".join([table, *(page(summary, level=2, image_folder="images/") for summary in summaries)])
+def generated(sections: Mapping[str, str]) -> str:
+    """Return the table of all claims, and behind it the section of each command."""
+    ordered = [sections[name] for name in ORDER if name in sections]
+    head = markdown(Table("Against peers and limits", COLUMNS, []), level=2).rstrip("\n")
+    rule = head.splitlines()[-1]
+    rows = [row for section in ordered for row in section.partition(f"{rule}\n")[2].partition("\n\n")[0].splitlines()]
+    return "\n".join([head, *rows, "", *ordered])
 
 
-def _holds(table: Table) -> bool:
-    return tuple(table.columns) == COLUMNS
+def _sections(text: str) -> dict[str, str]:
+    """Return the sections of a page by their commands: what was not measured anew here stays as it stands."""
+    found = {}
+    for section in re.split(r"\n(?=## )", text):
+        command = re.search(r"^- Command: `python -m benchmarks\.speed (\S+?)[ `]", section, re.MULTILINE)
+        if command:
+            found[command[1]] = section.strip("\n") + "\n"
+    return found

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.report import Table, read
-from benchmarks.speed import pairs, summary
+from benchmarks.speed import latency, pairs, summary
 from benchmarks.speed.__main__ import COMMANDS
 from benchmarks.speed.pairs import Claim, Run, interleaved, ratio
 
@@ -63,9 +65,15 @@ def test_a_run_leaves_json_a_page_and_a_picture_and_the_summary_gathers_them(tmp
     page.write_text("# Mine\n\nwritten by hand\n")
     for _ in range(2):  # a second call replaces what the first one wrote
         assert summary.main(["--out", str(tmp_path), "--page", str(page)]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    Run("start", ["--out", str(elsewhere)], out=elsewhere).finish(
+        "Starting", [Claim("--help", 0.2, "s", "asked", 0.3, at_least=False)], [table], bars={"s": {"a": 1.0}}
+    )
+    assert summary.main(["--out", str(elsewhere), "--page", str(page)]) == 0  # what it has not is left
     text = page.read_text()
     assert text.startswith("# Mine\n\nwritten by hand\n")
     assert text.count("| decoding | the slow way | 2.5 × (2 to 3) | ≥ 1 × | yes |") == 2  # all claims, and its own
+    assert text.count("| --help | asked | 0.2 s | ≤ 0.3 s | yes |") == 2
     assert "![Consuming](images/speed-consume.png)" in text
     assert (page.parent / "images" / "speed-consume.png").exists()
 
@@ -90,6 +98,32 @@ def test_every_command_can_be_asked_for_its_options(name: str, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="0"):
         module.main(["--help"])
     assert f"python -m benchmarks.speed {name}" in capsys.readouterr().out
+
+
+def test_latencies_and_rates_of_both_clients_become_claims(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full_load(*arguments: Any) -> float:
+        is_training, resident = arguments[-2:]
+        resident.append(np.column_stack([np.arange(30.0), np.linspace(300.0, 329.0, 30)]))
+        return 900.0 if is_training else 1000.0
+
+    monkeypatch.setenv("KAFKA_HOME", str(tmp_path))
+    monkeypatch.setattr(latency.stream, "kafka", lambda home: nullcontext((None, tmp_path)))
+    monkeypatch.setattr(latency.stream, "model", lambda config: None)
+    monkeypatch.setattr(latency.stream, "filled", lambda *arguments: "full")
+    monkeypatch.setattr(latency, "full_load", full_load)
+    monkeypatch.setattr(latency, "at_a_rate", lambda *arguments: np.arange(1.0, 102.0) * (2 if arguments[4] else 1))
+    assert latency.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
+    left = read(tmp_path / "speed-latency.json")
+    assert left is not None
+    rows = {row[0]: row for table in left.tables if table.title == "Against peers and limits" for row in table.rows}
+    for client in ("kafka-python", "confluent"):
+        assert rows[f"latency at 5,000 records/s, {client}, p50"][2:5] == ["51 ms", "≤ 15 ms", "**no**"]
+        assert rows[f"latency at 5,000 records/s, {client}, p99"][2:5] == ["100 ms", "≤ 60 ms", "**no**"]
+        assert rows[f"p99 beside a training, {client}"][2] == "2 × (2 to 2)"
+        assert rows[f"throughput beside a training, {client}"][2:5] == ["0.9 × (0.9 to 0.9)", "≥ 0.9 ×", "yes"]
+        memory = rows[f"scorer at full load, GOAD M = 32, {client}"]
+        assert memory[2] == "329 MiB resident"
+        assert "+1.0 MiB a minute" in memory[5]
 
 
 @pytest.mark.parametrize("name", ["end-to-end", "latency"])

@@ -62,7 +62,7 @@ def test_whoever_stops_the_service_waits_longer_than_brokers_may_take() -> None:
 
 def test_figures_for_sizing_stand_where_they_are_said_to() -> None:
     rows = re.findall(r"^\| [^|]+\| ([\d][^|]*)\| ([^|]+)\|$", DEPLOY, flags=re.M)
-    assert len(rows) == 7
+    assert len(rows) == 8
     source = ""
     for numbers, where in rows:
         source = next(iter(re.findall(r"\(([\w-]+\.md)", where)), source)

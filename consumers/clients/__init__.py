@@ -80,10 +80,10 @@ class Events(NamedTuple):
 
 
 class PendingCommit(Protocol):
-    """A commit that was sent; a :class:`concurrent.futures.Future` is one."""
+    """A commit that was sent."""
 
-    def done(self) -> bool:
-        """Return whether the group has answered."""
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the group has answered, as soon as it has, or when time is over."""
 
     def result(self, timeout: float | None = None) -> None:
         """Return when the offsets are committed; raise `MovedOn` if the group does not take them.

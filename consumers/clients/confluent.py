@@ -171,10 +171,10 @@ class ConfluentMember:
         if partition in self._paused:
             self.pause([partition])
 
-    def send_commit(self, offsets: Mapping[Position, int]) -> Future[None]:
+    def send_commit(self, offsets: Mapping[Position, int]) -> _SentCommit:
         """Begin to commit these, in a thread: librdkafka would tell what came of it among the records only."""
         self._sent = self._committing.submit(self._commit, offsets)
-        return self._sent
+        return _SentCommit(self._sent)
 
     def _commit(self, offsets: Mapping[Position, int]) -> None:
         if not offsets:
@@ -303,6 +303,19 @@ class ConfluentMember:
     def _note_statistics(self, told: str) -> None:
         group = json.loads(told).get("cgrp", {})
         self._coordinator, self._join_state = group.get("state", ""), group.get("join_state", "")
+
+
+class _SentCommit:
+    """A :class:`consumers.clients.PendingCommit`."""
+
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def wait(self, timeout_s: float) -> bool:
+        return not wait([self._future], timeout_s).not_done
+
+    def result(self, timeout: float | None = None) -> None:
+        self._future.result(timeout)
 
 
 class _Messages(Polled):

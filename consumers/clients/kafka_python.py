@@ -174,14 +174,15 @@ class _SentCommit:
         # What the consumer's own method gives is done, where the coordinator is not known, as soon as it is found.
         self._future = self._coordinator._manager.call_soon(send, _with_metadata(offsets))
 
-    def done(self) -> bool:
+    def wait(self, timeout_s: float | None) -> bool:
+        if not self._future.is_done and timeout_s != 0.0:
+            timeout_ms = None if timeout_s is None else 1000 * timeout_s
+            with suppress(Exception):  # the future has it, or nothing is known
+                self._coordinator._net.run(self._coordinator._manager.wait_for, self._future, timeout_ms)
         return bool(self._future.is_done)
 
     def result(self, timeout: float | None = None) -> None:
-        if not self._future.is_done:
-            timeout_ms = None if timeout is None else 1000 * timeout
-            with suppress(Exception):  # the future has it, or nothing is known
-                self._coordinator._net.run(self._coordinator._manager.wait_for, self._future, timeout_ms)
+        self.wait(timeout)
         if not (self._future.is_done and self._future.succeeded()):
             self._member.commit(self._offsets)
 

@@ -104,6 +104,8 @@ class KafkaSource:
         """What a rebalance kept from being committed."""
         self._sent: tuple[dict[Position, int], PendingCommit] | None = None
         """What was committed last, of partitions that stayed here, until it is known what came of it."""
+        self._begun_at: float | None = None
+        """When partitions were begun, until it is known that where is remembered."""
         self._is_paused = False
         self._is_closed = False
         check_access(connection, reads=topics, group_id=group_id, where=self._where)
@@ -137,6 +139,8 @@ class KafkaSource:
         NotAuthorized
             If the brokers refuse the group or a topic.
         """
+        if self._begun_at is not None and not self._is_begun(self._begun_at, timeout_s):
+            return []
         try:
             polled = self._member.poll(timeout_s, max_records or self._max_batch)
         except NothingCommitted as error:
@@ -150,7 +154,7 @@ class KafkaSource:
                 f"{self._where}: another member of the group has this instance id: {error}; "
                 "give each scorer its own input.instance_id"
             ) from error
-        if self._sent is not None and self._sent[1].done():
+        if self._sent is not None and self._sent[1].wait(0.0):
             self.settle()
         self._pay_owed()
         self._check_reached()
@@ -258,7 +262,20 @@ class KafkaSource:
         found |= self._member.begins(old) if self._start == "earliest" else self._member.ends(old)
         for partition, offset in found.items():
             self._member.seek(partition, offset)
-        self._commit_now(found)
+        self.commit(found)
+        self._begun_at = time.monotonic()
+
+    def _is_begun(self, since: float, timeout_s: float) -> bool:
+        """Return whether it is known that the beginnings are remembered; no record is given before that.
+
+        It takes long where librdkafka joins anew already: the broker then answers when all other members have.
+        """
+        is_late = time.monotonic() > since + self._session_timeout_s
+        if self._sent is not None and not self._sent[1].wait(timeout_s) and not is_late:
+            return False
+        self._begun_at = None
+        self.settle(0.0)
+        return True
 
     def _skip(self, lost: Mapping[Position, int]) -> None:
         """Go on where there is something to read."""
@@ -280,15 +297,12 @@ class KafkaSource:
             if self._on_skipped is not None:
                 self._on_skipped((topic, partition), max(0, goal - offset))
 
-    def _commit_now(self, offsets: Mapping[Position, int]) -> None:
-        self.commit(offsets)
-        self.settle()
-
     def _pay_owed(self) -> None:
         """Commit what a rebalance kept from being committed, of partitions that stayed here."""
         if self._owed and not self._member.is_rebalancing:
             owed, self._owed = self._owed, {}
-            self._commit_now(owed)
+            self.commit(owed)
+            self.settle()
 
     # --- is all well? -----------------------------------------------------------------------------------------------
 

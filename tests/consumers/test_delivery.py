@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from consumers.errors import BrokerUnavailable, MembershipLost, OffsetLost, Sink
 from consumers.records import BadRecord, Batch, Position, RawRecord, StoredRecord, Verdicts
 from consumers.sinks.kafka import KafkaSink
 from consumers.sources.kafka import KafkaSource
-from tests.consumers.conftest import member_id
+from tests.consumers.conftest import SESSION_TIMEOUT_S, member_id
 
 pytestmark = pytest.mark.kafka
 
@@ -444,6 +445,55 @@ def test_what_a_rebalance_kept_from_being_committed_is_committed_later(
     while topics.committed()[0] != 5:
         assert time.monotonic() < until
         source.poll(0.1)
+
+
+class Held:
+    """A commit whose answer is held back until it is let go."""
+
+    def __init__(self, pending: Any, answer: threading.Event) -> None:
+        self._pending, self._answer = pending, answer
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._answer.wait(timeout_s) and bool(self._pending.wait(timeout_s))
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self._answer.is_set():
+            raise TimeoutError
+        self._pending.result(timeout)
+
+
+def begun(topics: Topics, monkeypatch: pytest.MonkeyPatch, answer: threading.Event) -> KafkaSource:
+    """Return a source that has begun a partition, and waits to hear that where is remembered."""
+    topics.produce(2)
+    source = topics.source()
+    send = source._member.send_commit
+    monkeypatch.setattr(source._member, "send_commit", lambda offsets: Held(send(offsets), answer))
+    until = time.monotonic() + 30
+    while source._begun_at is None:
+        assert time.monotonic() < until
+        assert source.poll(0.1) == []
+    return source
+
+
+def test_where_a_group_begins_is_remembered_before_a_record_is_given_and_nobody_is_held_up(
+    topics: Topics, read_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    source = begun(topics, monkeypatch, answer)
+    for _ in range(10):
+        began = time.monotonic()
+        assert source.poll(0.05) == []
+        assert time.monotonic() - began < 1.0
+    answer.set()
+    assert len(read_until(source, 2)) == 2
+
+
+def test_a_group_that_does_not_answer_where_it_begins_is_given_up_after_the_session(
+    topics: Topics, read_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = begun(topics, monkeypatch, threading.Event())
+    with pytest.raises(BrokerUnavailable, match=rf"to a commit for {SESSION_TIMEOUT_S:g} s"):
+        read_until(source, 1)
 
 
 def test_a_commit_is_not_waited_for_but_by_the_next_one_and_by_the_end(topics: Topics, read_until: Any) -> None:

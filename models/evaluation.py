@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def mid_ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rank of each finite number, from 1; equal ones share the mean of theirs.
 
-    As SciPy's ``rankdata``, for which a trainer would have to load ``scipy.stats`` for a second and some 20 MiB.
+    As SciPy's ``rankdata``, for which a trainer would have to load ``scipy.stats`` for a second.
 
     Examples
     --------

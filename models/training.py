@@ -148,9 +148,14 @@ class TrainingConfig:
         """Whether the representation takes pictures, not fields."""
         return REPRESENTATIONS[self.representation].takes == "picture"
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether the representation is trained by steps, which PyTorch does."""
+        return self.make_representation().steps_for(1) > 0
+
     def closed_form(self) -> TrainingConfig:
         """Return the config of a first model, ready in a second: a Gaussian, if this has steps to train."""
-        if not self.make_representation().steps_for(1):
+        if not self.has_steps:
             return self
         return TrainingConfig(
             representation="pixels" if self.takes_pictures else "identity",

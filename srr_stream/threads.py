@@ -9,7 +9,7 @@ import sys
 def limit_threads(n_threads: int) -> None:
     """Limit this process: libraries that are loaded already are told, those loaded later find it in the environment.
 
-    So nothing is loaded for it: PyTorch takes seconds, and half of the representations do without.
+    So nothing is loaded for it: PyTorch takes seconds, and not every representation needs it.
     """
     from threadpoolctl import threadpool_limits
 

@@ -195,10 +195,11 @@ def _child(settings: Settings, pipe: Connection, log_level: int) -> None:
     assembly.log_as_set(settings)
     news: deque[Settings] = deque(maxlen=1)
     stop = begin_child(pipe, on_message=news.append)
+    # Before the limit of memory, which is a training's to meet: PyTorch hangs when memory ends within its import.
     import srr_stream.trainer  # noqa: F401
 
-    if assembly.make_training_config(settings).make_representation().steps_for(1):
-        import torch  # noqa: F401  # before the limit: it hangs when memory ends within its import
+    if assembly.make_training_config(settings).has_steps:
+        import torch  # noqa: F401
 
     os.nice(settings.training.nice)
     if settings.training.memory_limit is not None:

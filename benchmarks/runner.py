@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import ours, report
 from benchmarks.methods import METHODS, Context, Method, fit
 from models.evaluation import average_precision, f1_at_true_ratio, roc_auc
+from srr_stream import threads
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "pyod", "numba", "river")
@@ -210,15 +211,8 @@ class quiet(warnings.catch_warnings):  # noqa: N801  # reads as the statement th
 
 def limit_threads(n_threads: int) -> None:
     """Let BLAS, OpenMP, numba and torch use so many threads, in this process, from now on."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(n_threads)
-    import sklearn.ensemble
-    import sklearn.neighbors  # noqa: F401  # what is loaded later would have threads of its own
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(n_threads)
-    threadpool_limits(n_threads)
+    os.environ["NUMBA_NUM_THREADS"] = str(n_threads)
+    threads.limit_threads(n_threads)
 
 
 def machine(n_threads: int) -> dict[str, Any]:

@@ -32,6 +32,8 @@ MAX_LIMIT = 500
 """Records of a page."""
 _FILE = "flagged.sqlite"
 _DAMAGED = "flagged-damaged.sqlite"
+_FEW = 2000
+"""Rows that are put in order here; of more, an index has a page of them near its end."""
 _BUSY_S = 5.0
 _IS_FLAGGED = b'"flagged":true'
 """Stands in every flagged verdict as this program writes it; of a scores topic, most need not be parsed."""
@@ -193,21 +195,27 @@ class FlaggedIndex:
         conditions, values = _conditions(query)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         by = _ORDER[query.sort]
-        after = ""
-        last: tuple[float, ...] = ()
-        if query.cursor is not None:
-            last = _from_cursor(query.cursor, query.sort)
-            after = f"{' AND' if conditions else ' WHERE'} ({by}, number) < (?, ?)"
+        last = _from_cursor(query.cursor, query.sort) if query.cursor is not None else None
         with self._reading() as reader:
-            (n_total,) = (
-                reader.execute(f"SELECT count(*) FROM flagged{where}", values).fetchone() if conditions else (None,)
-            )
-            if n_total == 0:
-                return FlaggedPage((), None, 0)
-            numbers = reader.execute(
-                f"SELECT number, {by} FROM flagged{where}{after} ORDER BY {by} DESC, number DESC LIMIT ?",
-                (*values, *last, query.limit + 1),
-            ).fetchall()
+            n_total, numbers = self._n_records, None
+            if conditions:
+                # every row in the order of the file is read sooner than many rows in the order of an index
+                rows = "flagged NOT INDEXED" if _reads_rows(query) else "flagged"
+                few = reader.execute(f"SELECT number, {by} FROM {rows}{where} LIMIT {_FEW + 1}", values).fetchall()
+                if len(few) <= _FEW:
+                    n_total = len(few)
+                    few.sort(key=lambda row: (row[1], row[0]), reverse=True)
+                    numbers = [row for row in few if last is None or (row[1], row[0]) < last][: query.limit + 1]
+                else:
+                    (n_total,) = reader.execute(f"SELECT count(*) FROM {rows}{where}", values).fetchone()
+            if numbers is None:
+                after = ""
+                if last is not None:
+                    after = f"{' AND' if conditions else ' WHERE'} ({by}, number) < (?, ?)"
+                numbers = reader.execute(
+                    f"SELECT number, {by} FROM flagged{where}{after} ORDER BY {by} DESC, number DESC LIMIT ?",
+                    (*values, *(last or ()), query.limit + 1),
+                ).fetchall()
             page = numbers[: query.limit]
             marks = ",".join("?" * len(page))
             found = {
@@ -219,7 +227,7 @@ class FlaggedIndex:
             }
         items = tuple(found[number] for number, _ in page if number in found)
         next_cursor = _cursor(query.sort, page[-1][1], page[-1][0]) if len(numbers) > query.limit else None
-        return FlaggedPage(items, next_cursor, self._n_records if n_total is None else n_total)
+        return FlaggedPage(items, next_cursor, n_total)
 
     def facets(self) -> Facets:
         """Return what there is to filter by."""
@@ -379,6 +387,13 @@ def _conditions(query: FlaggedQuery) -> tuple[list[str], list[Any]]:
     if query.label == "none":
         conditions.append("label IS NULL")
     return conditions, [value for _, value in given]
+
+
+def _reads_rows(query: FlaggedQuery) -> bool:
+    """Return whether a condition needs more of a record than an index has."""
+    return any(given is not None for given in (query.topic, query.version, query.field, query.text)) or (
+        query.label == "none"
+    )
 
 
 def _ms(moment: datetime) -> int:

@@ -1,1 +1,1 @@
-"""Networks and their training, in PyTorch. Scoring does not come here: it is numpy on the trained weights."""
+"""Networks: their training, in PyTorch, and their scoring, by ONNX Runtime on a processor."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.blocks import by_blocks
+from models.nets.onnx_session import open_session
 from models.nets.resnet import ResNet18
 from models.nets.visual_training import to_images
 
@@ -78,12 +78,12 @@ class Encoder:
         mean, deviation
             Of red, green and blue, subtracted and divided by.
         backend
-            ``auto``: ONNX Runtime on a processor if it is installed, else PyTorch.
+            ``auto``: ``onnxruntime`` on a processor, else ``eager``, which is PyTorch.
         n_threads
             Of ONNX Runtime; None: as many as PyTorch has.
         """
         device = next(net.parameters()).device
-        if backend == "onnxruntime" or (backend == "auto" and device.type == "cpu" and has_onnxruntime()):
+        if backend == "onnxruntime" or (backend == "auto" and device.type == "cpu"):
             from models.nets.onnx_graph import to_onnx
 
             content = to_onnx(net, shape, n_stages=n_stages, mean=mean, deviation=deviation)
@@ -116,7 +116,7 @@ class OnnxBackend:
     """A graph of our own (:mod:`models.nets.onnx_graph`) in ONNX Runtime, on the processor."""
 
     def __init__(self, content: bytes, n_threads: int | None = None) -> None:
-        self._session = _session(content, n_threads)
+        self._session = open_session(content, n_threads or torch.get_num_threads())
 
     def features(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the pooled features, ``(n, d)``."""
@@ -151,10 +151,8 @@ class OnnxFile:
         deviation: Sequence[float],
         n_threads: int | None = None,
     ) -> None:
-        if not has_onnxruntime():
-            raise ValueError("an ONNX encoder needs ONNX Runtime; pip install 'srr-stream[images]'")
         try:
-            self._session = _session(content, n_threads)
+            self._session = open_session(content, n_threads or torch.get_num_threads())
         except Exception as error:  # ONNX Runtime has a dozen error classes, none of them public
             raise ValueError(f"is no ONNX graph that can be opened: {str(error).splitlines()[0]}") from error
         inputs = self._session.get_inputs()
@@ -279,21 +277,3 @@ def resnet_from_safetensors(content: bytes, *, stem: str = "auto") -> ResNet18:
         raise ValueError(f"is not the state of a ResNet-18 but of a larger network: it has {', '.join(more[:3])} …")
     net.load_state_dict({key: weights[key] for key in needed}, strict=False)
     return net.eval()
-
-
-def has_onnxruntime() -> bool:
-    """Return whether ONNX Runtime, and what writes its files, are installed."""
-    return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
-
-
-def _session(content: bytes, n_threads: int | None) -> Any:
-    """Return an ONNX Runtime session on the processor, with as many threads as PyTorch has unless it is said."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A thread that spins while it waits takes a core from decoding and from the trainer.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

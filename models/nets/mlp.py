@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-LEAK = 0.2
+from models.nets.projection_graph import LEAK
+
 SGD_MOMENTUM = 0.9
 SGD_WEIGHT_DECAY = 3e-5
 """Of the paper's table 1, as `SGD_MOMENTUM`: momentum 0.9, L2 weight 0.00003."""

@@ -10,18 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.nets.onnx_session import Graph
 from models.nets.resnet import ResNet18
 
-OPSET = 17
-IR_VERSION = 8
-"""Old enough for every ONNX Runtime since 2022."""
 PICTURES, FEATURES, PLACES = "pictures", "features", "places"
 
 
@@ -48,7 +44,7 @@ def to_onnx(
         Of red, green and blue, subtracted and divided by after pixels are brought to 0 to 1.
     """
     n_channels = net.conv1.in_channels
-    graph = _Graph()
+    graph = _Network()
     hidden = graph.add("Cast", [PICTURES], to=TensorProto.FLOAT)
     hidden = graph.add("Transpose", [hidden], perm=[0, 3, 1, 2])
     if shape[2] < n_channels:
@@ -66,36 +62,12 @@ def to_onnx(
         if number == max(1, n_stages - 1):
             graph.add("Identity", [hidden], output=PLACES)
     graph.add("Flatten", [graph.add("GlobalAveragePool", [hidden])], output=FEATURES, axis=1)
-    inputs = [helper.make_tensor_value_info(PICTURES, TensorProto.UINT8, ["n", *shape])]
-    outputs = [
-        helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", "d"]),
-        helper.make_tensor_value_info(PLACES, TensorProto.FLOAT, ["n", "d_places", "rows", "columns"]),
-    ]
-    made = helper.make_graph(graph.nodes, "encoder", inputs, outputs, graph.constants)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
-    return content
+    outputs = {FEATURES: ["n", "d"], PLACES: ["n", "d_places", "rows", "columns"]}
+    return graph.content({PICTURES: (np.uint8, ["n", *shape])}, outputs, "encoder")
 
 
-class _Graph:
-    """Nodes and constants, named by their number."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def add(self, kind: str, inputs: list[str], *, output: str | None = None, **attributes: Any) -> str:
-        """Append a node and return the name of its output."""
-        name = output or f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
-        return name
-
-    def constant(self, value: NDArray[Any] | np.float32) -> str:
-        """Add a constant and return its name."""
-        name = f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+class _Network(Graph):
+    """A graph of convolutions."""
 
     def convolution(self, hidden: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> str:
         """Add a convolution with its batch norm in it."""

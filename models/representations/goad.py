@@ -7,51 +7,21 @@ appendix A.3. Training is :mod:`models.nets.mlp`'s.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.blocks import by_blocks
-from models.occ.flattening import whole_tiles
 from models.state import State
 
 if TYPE_CHECKING:
-    import torch
-
     from models.nets.mlp import ProjectionTraining
+    from models.nets.projection_graph import Layer, ProjectionGraph
 
-LEAK = np.float32(0.2)
 _EPOCH_ROWS = 64
-_BLOCK_ROWS = 256
-"""Of a block that is embedded at once: with 32 transformations of width 8 a quarter of a MiB."""
-_LEAST_ROWS = 16
-"""The same of the last block, if it has so few."""
-_FEW_ROWS = 8
-"""Of all blocks where `are_alike` says no: the largest product that treats all its rows alike there."""
-_TILE = 16
-"""Inner dimension from which on a product of matrices runs at full speed; layers of width 8 take two at once."""
-_SHAPES = ((121, 512), (16, 256), (32, 64), (16, 16), (8, 8), (256, 16), (512, 128))
-"""Inner and outer dimensions of products as there are here."""
 _CHOICES = {"optimizer": ("adam", "sgd"), "head": ("linear", "centres")}
-Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class Network(NamedTuple):
-    """f over all transformations at once, as PyTorch multiplies it."""
-
-    folded: torch.Tensor
-    """Projections and first layer, ``(d, M width)``."""
-    first_bias: torch.Tensor
-    """``(M width,)``."""
-    rest: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    """Of the other layers: weight ``(g width, g width)``, g of the layer's on its diagonal, and bias ``(g width,)``."""
-    back: tuple[torch.Tensor, ...]
-    """The transposed weights of the same layers."""
-    folded_back: torch.Tensor
-    """The transposed first layer, ``(M width, d)`` with columns of zeros added, see :func:`whole_tiles`."""
 
 
 class Goad:
@@ -111,8 +81,7 @@ class Goad:
         self._projections: NDArray[np.float32] | None = None
         self._layers: list[Layer] = []
         self._training: ProjectionTraining | None = None
-        self._folded: NDArray[np.float32] | None = None
-        self._network: Network | None = None
+        self._graph: ProjectionGraph | None = None
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Return N / 64, the paper's minibatch, whatever this one's is."""
@@ -155,34 +124,19 @@ class Goad:
             raise RuntimeError("goad is not fitted; call fit first")
         self._training.run(X, n_steps, on_step)
         self._layers = self._training.net.layers()
-        self._folded = self._network = None
+        self._graph = None
 
     def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the outputs of f, ``(n, M, width)``, for ``(n, d)`` rows."""
-        import torch
-
-        from models.nets.mlp import one_thread
-
-        network = self._as_network()
-        with torch.inference_mode(), one_thread():
-            return by_blocks(lambda block: self._embed_block(block, network), X, **_block_sizes())
+        return self._as_graph().embed(X)
 
     def pull_back(self, X: NDArray[np.float32], dZ: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how a change of the embedding's every part by `dZ` ``(n, M, width)`` pulls at the rows ``(n, d)``.
 
         That is dZ Jᵀ with J the Jacobian of :meth:`embed` at `X`, by back-propagation.
         """
-        import torch
-
-        from models.nets.mlp import one_thread
-
-        network, d = self._as_network(), X.shape[1]
-        pairs = np.concatenate([X, dZ.reshape(len(X), -1)], axis=1, dtype=np.float32, casting="same_kind")
-        with torch.inference_mode(), one_thread():
-            pulled = by_blocks(
-                lambda block: self._pull_back_block(block[:, :d], block[:, d:], network), pairs, **_block_sizes()
-            )
-        return pulled.astype(np.float64)
+        pulls = dZ.reshape(len(X), math.prod(dZ.shape[1:])).astype(np.float32)
+        return self._as_graph().pull_back(X, pulls).astype(np.float64)
 
     def state(self) -> State:
         """Return projections and weights; the optimiser is not part of it."""
@@ -232,109 +186,14 @@ class Goad:
             raise RuntimeError("goad is not fitted; call fit first")
         return self._projections
 
-    def _first_layer(self) -> NDArray[np.float32]:
+    def _as_graph(self) -> ProjectionGraph:
+        from models.nets.projection_graph import ProjectionGraph
+
         projections = self._fitted()
-        if self._folded is None:
-            self._folded = _fold(projections, self._layers[0][0])
-        return self._folded
-
-    def _as_network(self) -> Network:
-        import torch
-
-        if self._network is None:
-            folded = self._first_layer()
-            (_, first_bias), *rest = self._layers[: self.options["n_layers"]]
-            m, width = self.options["n_transforms"], self.options["width"]
-            at_once = max(1, _TILE // width)
-            at_once = at_once if m % at_once == 0 else 1
-            diagonal = np.eye(at_once, dtype=np.float32)
-            self._network = Network(
-                torch.from_numpy(folded),
-                torch.from_numpy(np.tile(first_bias, m)),
-                tuple(
-                    (torch.from_numpy(np.kron(diagonal, weight.T)), torch.from_numpy(np.tile(bias, at_once)))
-                    for weight, bias in rest
-                ),
-                tuple(torch.from_numpy(np.kron(diagonal, weight)) for weight, _ in rest),
-                torch.from_numpy(whole_tiles(folded.T)),
-            )
-        return self._network
-
-    def _embed_block(self, X: NDArray[np.float32], network: Network) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = _layers(X, network)[-1].numpy()
-        return features.reshape(len(X), self.options["n_transforms"], self.options["width"])
-
-    def _pull_back_block(
-        self, X: NDArray[np.float32], dZ: NDArray[np.float32], network: Network
-    ) -> NDArray[np.float32]:
-        import torch
-
-        slope_of = torch.ops.aten.leaky_relu_backward
-        first, *hidden = _layers(X, network)
-        pulled = torch.from_numpy(np.ascontiguousarray(dZ))
-        for weight, outputs in zip(reversed(network.back), reversed(hidden), strict=True):
-            pulled = torch.mm(slope_of(pulled.view(outputs.shape), outputs, float(LEAK), True), weight)
-        pulled = torch.mm(slope_of(pulled.view(first.shape), first, float(LEAK), True), network.folded_back)
-        pull: NDArray[np.float32] = pulled.numpy()[:, : X.shape[1]]
-        return pull
-
-
-def _layers(X: NDArray[np.float32], network: Network) -> list[torch.Tensor]:
-    """Return the outputs of every layer, rows of as many columns as the layer's bias has."""
-    import torch
-    from torch.nn import functional
-
-    hidden = torch.addmm(network.first_bias, torch.from_numpy(np.ascontiguousarray(X)), network.folded)
-    outputs = [functional.leaky_relu_(hidden, float(LEAK))]
-    for weight, bias in network.rest:
-        hidden = torch.addmm(bias, outputs[-1].view(-1, len(bias)), weight)
-        outputs.append(functional.leaky_relu_(hidden, float(LEAK)))
-    return outputs
-
-
-def _block_sizes() -> dict[str, int]:
-    """Return how many rows blocks may have on this machine, see :func:`by_blocks`."""
-    if not are_alike():
-        return {"n_rows": _FEW_ROWS}
-    return {"n_rows": _BLOCK_ROWS, "least_rows": _LEAST_ROWS if are_few_alike() else _BLOCK_ROWS}
-
-
-@cache
-def are_alike() -> bool:
-    """Return whether a row of a float32 product gets the same bits wherever it stands in a block, on this machine."""
-    import torch
-
-    order = torch.randperm(_BLOCK_ROWS, generator=torch.Generator().manual_seed(1))
-    return _hold(lambda multiply, rows, product: torch.equal(product[order], multiply(rows[order])))
-
-
-@cache
-def are_few_alike() -> bool:
-    """Return whether it gets the same bits in smaller blocks, too."""
-    import torch
-
-    sizes = [_LEAST_ROWS << shift for shift in range((_BLOCK_ROWS // _LEAST_ROWS).bit_length() - 1)]
-    return _hold(lambda multiply, rows, product: all(torch.equal(product[:n], multiply(rows[:n])) for n in sizes))
-
-
-def _hold(is_so: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor], bool]) -> bool:
-    """Return whether something is so of random products: of how to multiply, a block of rows, and their product."""
-    import torch
-
-    from models.nets.mlp import one_thread
-
-    generator = torch.Generator().manual_seed(0)
-    with one_thread():
-        for n_in, n_out in _SHAPES:
-            rows = torch.randn(_BLOCK_ROWS, n_in, generator=generator)
-            weights, bias = torch.randn(n_in, n_out, generator=generator), torch.randn(n_out, generator=generator)
-
-            def multiply(some: torch.Tensor, w: torch.Tensor = weights, b: torch.Tensor = bias) -> torch.Tensor:
-                return torch.addmm(b, some, w)
-
-            if not is_so(multiply, rows, multiply(rows)):
-                return False
-    return True
+        if self._graph is None:
+            layers = self._layers[: self.options["n_layers"]]
+            self._graph = ProjectionGraph(_fold(projections, layers[0][0]), layers)
+        return self._graph
 
 
 def _check(options: dict[str, Any]) -> None:

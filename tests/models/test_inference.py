@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from models.nets import inference
 from models.nets.inference import EAGER_BATCH_ROWS, EagerBackend, Encoder, OnnxBackend, resnet_from_safetensors
 from models.nets.onnx_graph import to_onnx
 from models.nets.resnet import ResNet18, chosen_stem
@@ -144,22 +143,6 @@ def test_a_picture_without_any_feature_has_an_embedding_of_zeros() -> None:
     encoder = Encoder.of_resnet(net, (16, 16, 3), n_stages=4, l2_normalise=True)
     assert not encoder.embed(pictures(2)).any()
     assert not encoder.places(pictures(2)).any()
-
-
-def test_without_onnx_runtime_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_it = Encoder.of_resnet(network(), (16, 16, 3), n_stages=4, l2_normalise=True)
-    monkeypatch.setattr(inference, "has_onnxruntime", lambda: False)
-    without = Encoder.of_resnet(network(), (16, 16, 3), n_stages=4, l2_normalise=True)
-    assert isinstance(with_it._backend, OnnxBackend)
-    assert isinstance(without._backend, EagerBackend)
-    assert_near(without.embed(pictures(9)), with_it.embed(pictures(9)))
-
-
-def test_whether_onnx_runtime_is_there_is_asked_of_both_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert inference.has_onnxruntime()
-    for missing in ("onnx", "onnxruntime"):
-        monkeypatch.setattr(inference, "find_spec", lambda name, gone=missing: None if name == gone else object())
-        assert not inference.has_onnxruntime()
 
 
 def test_a_session_has_as_many_threads_as_asked_for_or_as_pytorch() -> None:
@@ -373,17 +356,6 @@ def test_a_file_that_is_no_encoder_of_these_pictures_is_refused_by_its_name(
 def test_a_file_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder .*none\.onnx: cannot be read: No such file or directory; check"):
         frozen(tmp_path / "none.onnx", pictures(2))
-
-
-def test_a_graph_without_onnx_runtime_is_refused_with_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "encoder.onnx").write_bytes(graph("float"))
-    monkeypatch.setattr(inference, "has_onnxruntime", lambda: False)
-    with pytest.raises(ValueError, match=r"encoder\.onnx: .*needs ONNX Runtime; pip install 'srr-stream\[images\]'"):
-        frozen(tmp_path / "encoder.onnx", pictures(2, 8, 8))
-    safetensors.torch.save_file(network().state_dict(), tmp_path / "encoder.safetensors")
-    assert frozen(tmp_path / "encoder.safetensors", pictures(2)).embed(pictures(2)).shape == (2, 32)
 
 
 def test_pictures_of_another_size_than_it_was_fitted_to_are_refused(tmp_path: Path) -> None:

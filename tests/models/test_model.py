@@ -166,9 +166,7 @@ def test_another_false_alarm_rate_moves_the_boundary_only(trained: Trained, fres
         trained.model.with_false_alarm_rate(0.0)
 
 
-def test_scoring_by_a_closed_form_needs_no_torch(trained: Trained, tmp_path: Path) -> None:
-    if trained.model.representation_name != "identity":
-        pytest.skip("networks need it")
+def test_scoring_and_explaining_fields_need_no_torch(trained: Trained, tmp_path: Path) -> None:
     save(trained.model, tmp_path)
     code = (
         "import sys; from models.persistence import load; model = load(sys.argv[1]); model.score(model.canary()); "

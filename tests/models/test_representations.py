@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from models.nets import inference, mlp
+from models.nets import mlp, projection_graph
+from models.nets.projection_graph import LEAK
 from models.nets.resnet import ResNet18
 from models.representations import REPRESENTATIONS, Representation
-from models.representations.goad import LEAK, Goad
+from models.representations.goad import Goad
 from models.state import State
 
 QUICK: dict[str, Any] = {"n_transforms": 8, "n_steps": 60, "batch_rows": 32}
@@ -115,7 +116,8 @@ def test_the_same_seed_gives_the_same_embedding(name: str, rows: np.ndarray) -> 
     np.testing.assert_array_equal(fitted(name, rows).embed(rows), fitted(name, rows).embed(rows))
 
 
-def check_batches(representation: Representation, rows: np.ndarray) -> None:
+def test_a_row_is_embedded_alike_in_every_batch_bit_for_bit(name: str, rows: np.ndarray) -> None:
+    representation = fitted(name, rows)
     together = representation.embed(rows)
     for size in (3, 16, 64, 128)[: 4 if rows.ndim == 2 or len(rows) > 64 else 3]:
         parts = [representation.embed(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -123,17 +125,6 @@ def check_batches(representation: Representation, rows: np.ndarray) -> None:
     some = range(0, len(rows), 9)
     np.testing.assert_array_equal(np.concatenate([representation.embed(rows[i : i + 1]) for i in some]), together[some])
     np.testing.assert_array_equal(representation.embed(rows[::-1]), together[::-1])
-
-
-def test_a_row_is_embedded_alike_in_every_batch_bit_for_bit(name: str, rows: np.ndarray) -> None:
-    check_batches(fitted(name, rows), rows)
-
-
-@pytest.mark.parametrize(("name", "shape"), PICTURE_CASES)
-def test_so_it_is_without_onnx_runtime(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "has_onnxruntime", lambda: False)
-    pictures = made_rows(shape)[:40]
-    check_batches(fitted(name, pictures), pictures)
 
 
 def test_a_copy_from_its_state_embeds_alike(name: str, rows: np.ndarray) -> None:
@@ -347,7 +338,7 @@ def test_goad_folded_is_projection_then_network(X: np.ndarray) -> None:
         hidden = X.astype(np.float64) @ state["projections"][m]
         for layer in range(5):
             hidden = hidden @ state[f"weight{layer}"].T + state[f"bias{layer}"]
-            hidden = np.where(hidden > 0, hidden, float(LEAK) * hidden)
+            hidden = np.where(hidden > 0, hidden, LEAK * hidden)
         np.testing.assert_allclose(goad.embed(X)[:, m], hidden, rtol=1e-3, atol=1e-4)
 
 
@@ -377,7 +368,7 @@ def test_goads_pull_back_is_that_of_automatic_differentiation(X: np.ndarray) -> 
     hidden = torch.einsum("nd,mdp->nmp", rows, torch.tensor(state["projections"], dtype=torch.float64))
     for layer in range(5):
         weight, bias = (torch.tensor(state[f"{part}{layer}"], dtype=torch.float64) for part in ("weight", "bias"))
-        hidden = functional.leaky_relu(functional.linear(hidden, weight, bias), float(LEAK))
+        hidden = functional.leaky_relu(functional.linear(hidden, weight, bias), LEAK)
     hidden.backward(torch.tensor(dZ))
     assert rows.grad is not None
     is_near = np.abs(goad.pull_back(X, dZ) - rows.grad.numpy()) < 1e-5 * np.abs(rows.grad.numpy()).mean()
@@ -424,7 +415,7 @@ def slow_loss(
     for projection in projections:
         hidden = X @ projection
         for weight, bias in layers[:5]:
-            hidden = functional.leaky_relu(hidden @ weight.T + bias, float(LEAK))
+            hidden = functional.leaky_relu(hidden @ weight.T + bias, LEAK)
         embedded.append(hidden)
     centres = [hidden.mean(dim=0) for hidden in embedded]
     total = torch.zeros(())
@@ -543,12 +534,11 @@ def test_goad_embeds_a_row_alike_in_every_batch_for_any_number_of_projections(n_
     np.testing.assert_array_equal(goad.embed(X[order]), goad.embed(X)[order])
 
 
-@pytest.mark.parametrize("sizes", [{"n_rows": 8}, {"n_rows": 256, "least_rows": 256}, None], ids=str)
+@pytest.mark.parametrize("sizes", [{"n_rows": 1}, {"n_rows": 256}, {"n_rows": 256, "least_rows": 1}], ids=str)
 def test_goad_embeds_and_pulls_back_few_rows_as_many_whatever_blocks_a_machine_allows(
-    sizes: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
+    sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if sizes is not None:
-        monkeypatch.setattr("models.representations.goad._block_sizes", lambda: sizes)
+    monkeypatch.setattr(projection_graph, "block_sizes", lambda *given: sizes)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 16)).astype(np.float32)
     goad = Goad(n_transforms=32).fit(X, np.random.default_rng(0))
@@ -558,6 +548,21 @@ def test_goad_embeds_and_pulls_back_few_rows_as_many_whatever_blocks_a_machine_a
     for n in (1, 15, 17, 40, 100, 299):
         np.testing.assert_array_equal(goad.embed(X[-n:]), embedded[-n:])
         np.testing.assert_array_equal(goad.pull_back(X[-n:], dZ[-n:]), pulled[-n:])
+
+
+def test_blocks_are_as_a_machines_products_allow() -> None:
+    rows = np.random.default_rng(0).normal(size=(256, 4)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(256)
+
+    def by_place(block: np.ndarray) -> np.ndarray:
+        return block * (1.0 + 1e-6 * (np.arange(len(block)) % 8 == 7))[:, None]
+
+    def by_size(block: np.ndarray) -> np.ndarray:
+        return block * (1.0 + 1e-6 * (len(block) < 16))
+
+    assert projection_graph.block_sizes(lambda block: 2.0 * block, rows, order) == {"n_rows": 256, "least_rows": 1}
+    assert projection_graph.block_sizes(by_size, rows, order) == {"n_rows": 256}
+    assert projection_graph.block_sizes(by_place, rows, order) == {"n_rows": 1}
 
 
 def test_goad_goes_on_with_its_optimiser_from_one_update_to_the_next(X: np.ndarray) -> None:

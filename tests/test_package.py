@@ -24,7 +24,5 @@ def test_a_wheel_has_all_that_the_checkout_has(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         installed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    there = {
-        str(path.relative_to(source)) for package in PACKAGES for path in (source / package).rglob("*") if path.is_file()
-    }
-    assert installed == there
+    files = [path for package in PACKAGES for path in (source / package).rglob("*") if path.is_file()]
+    assert installed == {str(path.relative_to(source)) for path in files}

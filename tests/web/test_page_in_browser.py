@@ -496,7 +496,8 @@ def test_axe_finds_nothing_in_dialogs_toasts_and_empty_states(
 def test_the_first_view_comes_quickly_with_ten_thousand_records(
     desk_with: Callable[..., Any], tab_on: Callable[..., Tab], browser: Browser, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tabs = {n: tab_on(desk_with(n)) for n in (10_000, 2)}
+    whole_page = FlaggedQuery().limit
+    tabs = {n: tab_on(desk_with(n)) for n in (10_000, whole_page)}
     times: dict[int, list[float]] = {n: [] for n in tabs}
     for tab in tabs.values():
         tab.open()
@@ -509,13 +510,13 @@ def test_the_first_view_comes_quickly_with_ten_thousand_records(
             times[n].append(float(page.evaluate(timing)))
             assert page.locator("#n-total").inner_text() == f"{n:,}"
             context.close()
-    many, few = times[10_000], times[2]
+    many, few = times[10_000], times[whole_page]
     with capsys.disabled():
         for n, found in times.items():
             figures = f"median {statistics.median(found):.0f} ms ({min(found):.0f} to {max(found):.0f})"
             print(f"\nfirst view with {n:,} flagged records: {figures}")
     # What the page takes, not what else a machine does: on a busy one the median has been twice the best. Where the
-    # browser alone takes most of the time, the many may not cost much more than a few.
+    # browser alone takes most of the time, the many may not cost much more than as many as are shown.
     assert min(many) <= max(FIRST_VIEW_MS, 1.25 * min(few)), times
 
 

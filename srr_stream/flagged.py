@@ -192,7 +192,7 @@ class FlaggedIndex:
         """
         if not 1 <= query.limit <= MAX_LIMIT:
             raise DeskError("invalid", detail=f"limit is {query.limit}; allowed: 1 to {MAX_LIMIT}")
-        conditions, values = _conditions(query)
+        conditions, values, reads_rows = _conditions(query)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         by = _ORDER[query.sort]
         last = _from_cursor(query.cursor, query.sort) if query.cursor is not None else None
@@ -200,7 +200,7 @@ class FlaggedIndex:
             n_total, numbers = self._n_records, None
             if conditions:
                 # every row in the order of the file is read sooner than many rows in the order of an index
-                rows = "flagged NOT INDEXED" if _reads_rows(query) else "flagged"
+                rows = "flagged NOT INDEXED" if reads_rows else "flagged"
                 few = reader.execute(f"SELECT number, {by} FROM {rows}{where} LIMIT {_FEW + 1}", values).fetchall()
                 if len(few) <= _FEW:
                     n_total = len(few)
@@ -365,35 +365,30 @@ def _count(connection: sqlite3.Connection) -> int:
 # --- queries
 
 
-def _conditions(query: FlaggedQuery) -> tuple[list[str], list[Any]]:
-    given: list[tuple[str, Any]] = []
-    if query.topic is not None:
-        given.append(("+topic = ?", query.topic))  # +: not by the index of versions, which most rows share
+def _conditions(query: FlaggedQuery) -> tuple[list[str], list[Any], bool]:
+    """Return what must hold, its values, and whether that needs more of a record than an index has."""
+    indexed: list[tuple[str, Any]] = []
+    of_rows: list[tuple[str, Any]] = []
     if query.since is not None:
-        given.append(("time_ms >= ?", _ms(query.since)))
+        indexed.append(("time_ms >= ?", _ms(query.since)))
     if query.until is not None:
-        given.append(("time_ms < ?", _ms(query.until)))
+        indexed.append(("time_ms < ?", _ms(query.until)))
     if query.min_severity is not None:
-        given.append(("severity >= ?", query.min_severity))
-    if query.version is not None:
-        given.append(("+version = ?", query.version))
-    if query.field is not None:
-        given.append(("instr(fields, ?) > 0", f"{_BETWEEN}{query.field}{_BETWEEN}"))
-    if query.label is not None and query.label != "none":
-        given.append(("label = ?", query.label))
-    if query.text is not None:
-        given.append(("instr(words, ?) > 0", query.text.casefold()))
-    conditions = [condition for condition, _ in given]
+        indexed.append(("severity >= ?", query.min_severity))
     if query.label == "none":
-        conditions.append("label IS NULL")
-    return conditions, [value for _, value in given]
-
-
-def _reads_rows(query: FlaggedQuery) -> bool:
-    """Return whether a condition needs more of a record than an index has."""
-    return any(given is not None for given in (query.topic, query.version, query.field, query.text)) or (
-        query.label == "none"
-    )
+        of_rows.append(("label IS ?", None))
+    elif query.label is not None:
+        indexed.append(("label = ?", query.label))
+    if query.topic is not None:
+        of_rows.append(("+topic = ?", query.topic))  # +: not by the index of versions, which most rows share
+    if query.version is not None:
+        of_rows.append(("+version = ?", query.version))
+    if query.field is not None:
+        of_rows.append(("instr(fields, ?) > 0", f"{_BETWEEN}{query.field}{_BETWEEN}"))
+    if query.text is not None:
+        of_rows.append(("instr(words, ?) > 0", query.text.casefold()))
+    given = indexed + of_rows
+    return [condition for condition, _ in given], [value for _, value in given], bool(of_rows)
 
 
 def _ms(moment: datetime) -> int:

@@ -385,7 +385,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaggedIndex]:
     ],
 )
 def test_a_page_of_100_000_records_takes_milliseconds(large: FlaggedIndex, query: FlaggedQuery) -> None:
-    """50 ms are promised, on a slow machine what reading every row twice takes.
+    """50 ms are promised, on a slow machine half as much again as reading every row takes.
 
     The time of this thread is counted, as others share the processor.
     """
@@ -400,4 +400,4 @@ def test_a_page_of_100_000_records_takes_milliseconds(large: FlaggedIndex, query
         large.find(query)
         seconds.append(time.thread_time() - started)
     reader.close()
-    assert min(seconds) < max(0.05, 2 * min(plain))
+    assert min(seconds) < max(0.05, 1.5 * min(plain))

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.nets.onnx_session import Graph
+from models.nets.onnx_session import FLOAT, Graph
 from models.nets.resnet import ResNet18
 
 PICTURES, FEATURES, PLACES = "pictures", "features", "places"
@@ -45,7 +44,7 @@ def to_onnx(
     """
     n_channels = net.conv1.in_channels
     graph = _Network()
-    hidden = graph.add("Cast", [PICTURES], to=TensorProto.FLOAT)
+    hidden = graph.add("Cast", [PICTURES], to=FLOAT)
     hidden = graph.add("Transpose", [hidden], perm=[0, 3, 1, 2])
     if shape[2] < n_channels:
         hidden = graph.add("Concat", [hidden] * n_channels, axis=1)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 OPSET = 17
 IR_VERSION = 8
 """Old enough for every ONNX Runtime since 2022."""
+FLOAT = 1
+"""ONNX's number of float32, ``TensorProto.FLOAT``."""
 Shape = Sequence[int | str]
 """Axes; those with a name may have any length."""
 
@@ -48,8 +50,7 @@ class Graph:
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
             for name, (dtype, shape) in inputs.items()
         ]
-        single = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
-        made = [helper.make_tensor_value_info(name, single, list(shape)) for name, shape in outputs.items()]
+        made = [helper.make_tensor_value_info(name, FLOAT, list(shape)) for name, shape in outputs.items()]
         graph = helper.make_graph(self._nodes, name, given, made, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         content: bytes = model.SerializeToString()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.blocks import by_blocks
-from models.nets.onnx_session import Graph, open_session
+from models.nets.onnx_session import FLOAT, Graph, open_session
 
 LEAK = 0.2
 BLOCK_ROWS = 256
@@ -79,8 +79,8 @@ class ProjectionGraph:
 
 def _before_leak(graph: Graph, pulled: str, outputs: str) -> str:
     """Return the gradient before a leaky ReLU of which `outputs` came out, of the same sign as what went in."""
-    leaked = graph.add("Mul", [pulled, graph.constant(np.float32(LEAK))])
-    return graph.add("Where", [graph.add("Greater", [outputs, graph.constant(np.float32(0.0))]), pulled, leaked])
+    is_above = graph.add("Cast", [graph.add("Greater", [outputs, graph.constant(np.float32(0.0))])], to=FLOAT)
+    return graph.add("Mul", [pulled, graph.add("Max", [is_above, graph.constant(np.float32(LEAK))])])
 
 
 class _Run:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 BLOCK_ROWS = 128
 """A multiple of the row tile of every matrix kernel; small, since a single record pays for a whole block."""
+CHUNK_ROWS = 1024
+"""As many rows go through all stages one after the other: embedded by GOAD they are 1 MiB, which stays in the cache."""
 
 
 def by_blocks(
@@ -49,6 +51,26 @@ def by_blocks(
     for start in range(n_rows, n, n_rows):
         result[start : start + n_rows] = function(_block(X, start, n_rows, least_rows))[: n - start]
     return result
+
+
+def by_chunks(function: Callable[[NDArray[Any]], NDArray[Any]], X: NDArray[Any]) -> NDArray[Any]:
+    """Return ``function(X)`` computed on slices of :data:`CHUNK_ROWS` rows.
+
+    Parameters
+    ----------
+    function
+        Maps ``(k, ...)`` to ``(k, ...)``, a row the same whatever is beside it.
+    X
+        ``(n, ...)``, n ≥ 0.
+
+    Returns
+    -------
+    NDArray
+        ``(n, ...)``.
+    """
+    if len(X) <= CHUNK_ROWS:
+        return function(X)
+    return np.concatenate([function(X[start : start + CHUNK_ROWS]) for start in range(0, len(X), CHUNK_ROWS)])
 
 
 def _block(X: NDArray[Any], start: int, n_rows: int, least_rows: int) -> NDArray[Any]:

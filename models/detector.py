@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from models.blocks import by_chunks
 from models.calibration import Calibration
 from models.explanation import Contributions, Explainer, FieldContribution
 from models.heat_maps import PictureExplainer
@@ -133,7 +134,7 @@ class Model:
         return self.explainer.heat_maps(X, cast(PictureRepresentation, self.representation))
 
     def _scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self.classifier.score(self.representation.embed(X))
+        return by_chunks(lambda rows: self.classifier.score(self.representation.embed(rows)), X)
 
     def with_false_alarm_rate(self, rate: float) -> Model:
         """Return the same model with another α."""

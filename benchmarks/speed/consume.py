@@ -33,7 +33,7 @@ WITH_OURS = {client: f"{client}, our source and decoder" for client in ClientNam
 
 def main(arguments: Sequence[str]) -> int:
     cli = parser("consume", __doc__, n_rounds=7, has_quick=True)
-    cli.add_argument("--records", type=whole, default=600_000, help="In the topic (default 600000).")
+    cli.add_argument("--records", type=whole, default=1_500_000, help="In the topic (default 1500000).")
     cli.add_argument("--batch", type=whole, default=2048, help="Records that are decoded together (default 2048).")
     cli.add_argument("--no-broker", action="store_true", help="Only what needs none.")
     options = cli.parse_args(arguments)

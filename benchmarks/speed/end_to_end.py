@@ -33,7 +33,7 @@ _TARGETS = {ClientName.KAFKA_PYTHON: 0.6, ClientName.CONFLUENT: 0.3}
 
 def main(arguments: Sequence[str]) -> int:
     cli = parser("end-to-end", __doc__, n_rounds=5)
-    cli.add_argument("--records", type=whole, default=600_000, help="In the topic (default 600000).")
+    cli.add_argument("--records", type=whole, default=1_500_000, help="In the topic (default 1500000).")
     options = cli.parse_args(arguments)
     home = stream.kafka_home(cli)
     run = Run("end-to-end", arguments, out=options.out)

@@ -96,18 +96,16 @@ def kafka(home: Path) -> Iterator[tuple[KafkaNode, Path]]:
 
 def filled(node: KafkaNode, name: str, records: Sequence[bytes], n: int) -> str:
     """Make a topic of `n` records, the given ones again and again, in turn over the partitions; return its name."""
-    from kafka import KafkaProducer
+    from confluent_kafka import Producer
 
     create_topics(node.bootstrap_servers, {name: N_PARTITIONS})
-    producer = KafkaProducer(bootstrap_servers=node.bootstrap_servers, acks="all", linger_ms=20, batch_size=1 << 17)
-    try:
-        for i in range(n):
-            producer.send(name, records[i % len(records)], partition=i % N_PARTITIONS)
-            if i % _MAX_UNSENT == 0:
-                producer.flush(60)
-        producer.flush(60)
-    finally:
-        producer.close(5)
+    producer = Producer({"bootstrap.servers": node.bootstrap_servers, "acks": "all", "linger.ms": 20})
+    for i in range(n):
+        producer.produce(name, records[i % len(records)], partition=i % N_PARTITIONS)
+        if i % _MAX_UNSENT == 0 and producer.flush(60):
+            raise TimeoutError(f"{name}: the broker does not take {n:,} records")
+    if producer.flush(60):
+        raise TimeoutError(f"{name}: the broker does not take {n:,} records")
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.blocks import by_blocks
+from models.blocks import CHUNK_ROWS, by_blocks, by_chunks
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,18 @@ def test_the_last_block_has_as_few_rows_as_hold_what_is_left(
     X = np.arange(2.0 * n).reshape(n, 2)
     np.testing.assert_array_equal(by_blocks(double, X, n_rows=8, least_rows=least_rows), 2 * X)
     assert sizes == expected
+
+
+@pytest.mark.parametrize("n", [0, 1, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS])
+def test_chunks_are_as_large_as_they_may_be_and_every_row_is_in_one(n: int) -> None:
+    sizes = []
+
+    def double(chunk: np.ndarray) -> np.ndarray:
+        sizes.append(len(chunk))
+        return 2 * chunk
+
+    X = np.arange(2.0 * n).reshape(n, 2)
+    np.testing.assert_array_equal(by_chunks(double, X), 2 * X)
+    assert sum(sizes) == n
+    assert all(size == CHUNK_ROWS for size in sizes[:-1])
+    assert max(sizes) <= CHUNK_ROWS

@@ -16,6 +16,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.blocks import CHUNK_ROWS
 from models.persistence import DESCRIPTION_FILE, load, model_from_parts, model_to_parts, save
 from models.training import Trained
 
@@ -58,6 +59,15 @@ def test_batching_and_order_never_change_a_score_by_a_bit(
     for index, values in enumerate(together):
         np.testing.assert_array_equal(np.concatenate([part[index] for part in parts]), values)
         np.testing.assert_array_equal(shuffled[index], values[order])
+
+
+def test_rows_beyond_a_chunk_score_as_they_do_alone(trained: Trained, fresh: dict[str, np.ndarray], take: Any) -> None:
+    many = {name: np.concatenate([column] * 3) for name, column in fresh.items()}
+    rows = np.array([0, CHUNK_ROWS - 1, CHUNK_ROWS, 2 * CHUNK_ROWS, 2099])
+    together = trained.model.score(many).score
+    assert len(together) == 2100 > 2 * CHUNK_ROWS
+    alone = [trained.model.score(take(many, [row])).score[0] for row in rows]
+    np.testing.assert_array_equal(together[rows], alone)
 
 
 def test_a_model_read_from_disk_scores_and_explains_bit_for_bit(

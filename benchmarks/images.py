@@ -103,7 +103,7 @@ PAIRS = (
     ("pixels", "pixels_srr"),
 )
 
-_ABLATIONS = (
+_ABLATIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     *(("K", str(k), {"n_subsets": k}) for k in (1, 2, 5, 10)),
     *(("γ / ratio", f"{f:g}", {"gamma_factor": f}) for f in (1.0, 2.0, 3.0)),
 )

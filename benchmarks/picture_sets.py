@@ -144,7 +144,7 @@ def load_split(
 
 def _fashion(class_name: str, seed: int, side: int | None) -> Pool:
     """28 pixels become 32 by two zeros on every side, as in the paper."""
-    return _by_label(*(_fashion_file(part) for part in ("train", "test")), FASHION.index(class_name))
+    return _by_label(_fashion_file("train"), _fashion_file("test"), FASHION.index(class_name))
 
 
 @lru_cache(maxsize=2)
@@ -154,7 +154,7 @@ def _fashion_file(part: str) -> tuple[Pictures, NDArray[Any]]:
 
 
 def _cifar(class_name: str, seed: int, side: int | None) -> Pool:
-    return _by_label(*(_cifar_file(part) for part in ("train", "test")), CIFAR.index(class_name))
+    return _by_label(_cifar_file("train"), _cifar_file("test"), CIFAR.index(class_name))
 
 
 @lru_cache(maxsize=2)

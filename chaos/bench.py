@@ -337,7 +337,8 @@ class Look:
         while True:
             try:
                 ends = self._consumer.end_offsets(self._partitions, timeout_ms=5_000)
-                return sum(ends.values()) - sum(self.committed())
+                behind: int = sum(ends.values()) - sum(self.committed())
+                return behind
             except KafkaError as error:
                 if time.monotonic() > until:
                     raise Failed(f"the broker does not answer: {str(error)[:200]}") from error

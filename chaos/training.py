@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def registry_faults(bench: Bench, rng: random.Random, result: Result) -> None:
         service = bench.serve(settings)
         with bench.looking() as look:
             look.wait_for_progress(1000)
-            faults = {
+            faults: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
                 "full": (lambda: _fill(mount), lambda: (mount / "filler").unlink()),
                 "read-only": (lambda: _remount(mount, "ro"), lambda: _remount(mount, "rw")),
                 "gone": (

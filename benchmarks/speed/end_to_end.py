@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import orjson
@@ -123,7 +124,7 @@ def river(node: KafkaNode, topic: str, n: int, client: ClientName) -> float:
     """Return how many records a second River scores and learns, one after the other as it does."""
     from river.anomaly import HalfSpaceTrees
 
-    trees = HalfSpaceTrees(n_trees=25, height=8, seed=0, limits=dict.fromkeys(stream.FIELDS, (-20.0, 20.0)))
+    trees: Any = HalfSpaceTrees(n_trees=25, height=8, seed=0, limits=dict.fromkeys(stream.FIELDS, (-20.0, 20.0)))
 
     def turn() -> int:
         values = read(500)

@@ -96,7 +96,8 @@ def scoring(width: int, device: str) -> Callable[[], float]:
     from models.representations import REPRESENTATIONS
 
     X = rows_of("contrastive", 2048)
-    representation: Any = REPRESENTATIONS["contrastive"](width=width, n_epochs=1)
+    contrastive: Any = REPRESENTATIONS["contrastive"]
+    representation = contrastive(width=width, n_epochs=1)
     representation.fit(X[:64], np.random.default_rng(0), device="cpu").update(X[:64], 1)
     on = representation.on(device, None)
     n = len(X) if device == "cuda" else max(256, len(X) * 16 // width // 4)

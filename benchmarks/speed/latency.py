@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from benchmarks.speed import stream
 from benchmarks.speed.pairs import Claim, Run, interleaved, medians, parser, quartiles, ratio, shown
 from chaos.bench import ask, figure, produce, wait_until
 from consumers.clients import ClientName
+from srr_stream.broker import free_port
 
 if TYPE_CHECKING:
     from chaos.bench import Bench
@@ -120,7 +121,7 @@ def service(node: KafkaNode, folder: Path, client: ClientName, topic: str | None
         kafka=stream.by(node, client),
         window={"min_size": _WINDOW, "max_size": _WINDOW},
         training={"representation": "goad", "every": None, "on_drift": False, "min_interval": "1s"},
-        http={"host": "127.0.0.1", "scorer_port": stream.free_port(), "trainer_port": stream.free_port()},
+        http={"host": "127.0.0.1", "scorer_port": free_port(), "trainer_port": free_port()},
     )
 
 
@@ -256,7 +257,12 @@ def full_load(
         surroundings.publish(model)
         surroundings.serve()
         wait_until(lambda: figure(port, "srr_records_scored_total") > 0, what="a first verdict")
-        with {ALONE: nullcontext, BESIDE: partial(trainings, surroundings), BUSY: busy}[beside]():
+        neighbours: dict[str, AbstractContextManager[None]] = {
+            ALONE: nullcontext(),
+            BESIDE: trainings(surroundings),
+            BUSY: busy(),
+        }
+        with neighbours[beside]:
             return _rate(port, n_records)
 
 

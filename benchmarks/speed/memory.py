@@ -66,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def slope(samples: NDArray[np.float64]) -> float:
     """Return the growth of ``(n, 2)`` minutes and MiB from a third of the way on, MiB a minute."""
-    return float(np.polyfit(*samples[len(samples) // 3 :].T, 1)[0])
+    kept = samples[len(samples) // 3 :]
+    return float(np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
 
 
 def resident(

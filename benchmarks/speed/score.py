@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     contestants: dict[str, Callable[[], float]] = {
         PRODUCT: lambda: rate(lambda: matrix @ small, n),
         GEMM: lambda: rate(lambda: square @ square, 1) * 2 * _SIDE**3,
-        **{name: (lambda m=model: rate(lambda: m.score(columns), n)) for name, model in models.items()},
+        **{name: partial(rate, partial(model.score, columns), n) for name, model in models.items()},
         "scikit-learn IsolationForest": forest(matrix),
         "River HalfSpaceTrees, score and learn": river(stream.columns(512, 3)),
     }
@@ -130,7 +131,7 @@ def forest(matrix: Any) -> Callable[[], float]:
 def river(columns: Any) -> Callable[[], float]:
     from river.anomaly import HalfSpaceTrees
 
-    trees = HalfSpaceTrees(seed=0, limits=dict.fromkeys(stream.FIELDS, (-20.0, 20.0)))
+    trees: Any = HalfSpaceTrees(seed=0, limits=dict.fromkeys(stream.FIELDS, (-20.0, 20.0)))
     rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
 
     def work() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         "srr-stream score --help": [*PROGRAM, "score", "--help"],
     }
     figures = interleaved(
-        {name: (lambda c=command: seconds_of(c)) for name, command in commands.items()},
+        {name: partial(seconds_of, command) for name, command in commands.items()},
         n_rounds=2 if options.quick else options.rounds,
     )
     claims = [Claim(HELP, 1000 * quartiles(figures[HELP])[1], "ms", "asked", 300.0, at_least=False)]

@@ -114,7 +114,7 @@ def bench(node: KafkaNode, folder: Path, topic: str | None = None, **overrides: 
 
     `topic` is one that exists; None: one of its own.
     """
-    made: dict[str, dict[str, Any]] = {
+    made: dict[str, Any] = {
         "record": {"fields": [{"name": name} for name in FIELDS]},
         "output": {"scores_topic": None, "flush_timeout": "30s"},
         "input": {"max_batch": None, "session_timeout": "10s"},

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             took[name].append(found)
             return _BATCH * len(found) / float(found.sum())
 
-        figures = interleaved({name: (lambda n=name: turn(n)) for name in took}, n_rounds=n_rounds, n_warm_up=0)
+        figures = interleaved({name: partial(turn, name) for name in took}, n_rounds=n_rounds, n_warm_up=0)
     every = {name: 1000 * np.concatenate(found) for name, found in took.items()}
     longest = {name: np.array([1000 * found.max() for found in each]) for name, each in took.items()}
     over = quartiles(longest[SWAPPING])[1] - float(np.median(every[SWAPPING]))

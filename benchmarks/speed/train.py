@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             return time.perf_counter() - started
 
         names = [name for name in configs if size <= _LARGEST.get(name, size)]
-        figures = interleaved({name: (lambda name=name: turn(name)) for name in names}, n_rounds=n_rounds, n_warm_up=0)
+        figures = interleaved({name: partial(turn, name) for name in names}, n_rounds=n_rounds, n_warm_up=0)
         for name, values in figures.items():
             seconds[name].append(quartiles(values)[1])
         stages = sorted({stage for each in last.values() for stage in each.report.seconds})
@@ -137,11 +138,11 @@ def trained(X: NDArray[np.float32], config: TrainingConfig) -> Trained:
 
 def beside_deepod(X: NDArray[np.float32], n_rounds: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the seconds of DeepOD's fit and of ours, with refinement, for as many rows put through a projection."""
-    from deepod.models.tabular import GOAD
+    from deepod.models.tabular import GOAD  # type: ignore[import-not-found]  # installed by whoever compares
 
     n_transformed = len(X) * _M * _DEEPOD_EPOCHS
-    steps = PRESETS["goad"].make_representation()
-    batch: Any = steps.options
+    goad: Any = PRESETS["goad"].make_representation()
+    batch = goad.options
     config = replace(
         PRESETS["goad"],
         representation_options={

@@ -20,7 +20,7 @@ from benchmarks.runner import whole
 from benchmarks.speed import stream
 from benchmarks.speed.latency import service
 from benchmarks.speed.pairs import Claim, Run, parser, shown
-from chaos.bench import figure, wait_until
+from chaos.bench import figure, slope, wait_until
 from consumers.clients import ClientName
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
                 found.append(resident(node, folder, topic, options.records, model, client))
     claims, rows = [], []
     for client, found in runs.items():
-        most, growth = max(each[:, 1].max() for each in found), float(np.median([slope(each) for each in found]))
+        most, growth = max(each[:, 1].max() for each in found), float(np.median(list(map(growth_of, found))))
         name = f"scorer at full load, GOAD M = 32, {client}"
         claims += [
             Claim(name, float(most), "MiB resident", "asked", 600.0, at_least=False),
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     return run.finish("Memory", claims, [table], bars=bars, notes=[f"{options.records:,} records"])
 
 
-def slope(samples: NDArray[np.float64]) -> float:
+def growth_of(samples: NDArray[np.float64]) -> float:
     """Return the growth of ``(n, 2)`` minutes and MiB from a third of the way on, MiB a minute."""
     kept = samples[len(samples) // 3 :]
-    return float(np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
+    return slope(kept[:, 0].tolist(), kept[:, 1].tolist())
 
 
 def resident(

@@ -165,10 +165,8 @@ def at_a_rate(
         )
         reader.start()
         queue.get()  # it reads
-        if is_training:
-            with trainings(surroundings):
-                return _measured(writer, reader, queue)
-        return _measured(writer, reader, queue)
+        with trainings(surroundings) if is_training else nullcontext():
+            return _measured(writer, reader, queue)
 
 
 def _measured(writer: Any, reader: Any, queue: Any) -> NDArray[np.float64]:
@@ -271,6 +269,6 @@ def _rate(port: int, n_records: int) -> float:
     before = n = figure(port, "srr_records_scored_total")
     started, passed = time.perf_counter(), 0.0
     while passed < _FULL_LOAD_S and n < n_records:
-        time.sleep(0.2)
+        time.sleep(0.2)  # nothing announces what happens in another process
         n, passed = figure(port, "srr_records_scored_total"), time.perf_counter() - started
     return (n - before) / passed

@@ -82,5 +82,5 @@ def resident(
         samples, started = [], time.perf_counter()
         while figure(port, "srr_records_scored_total") < n_records:
             samples.append(((time.perf_counter() - started) / 60, scorer.memory_info().rss / 2**20))
-            time.sleep(_EVERY_S)
+            time.sleep(_EVERY_S)  # between two samples
     return np.array(samples)
